@@ -1,0 +1,773 @@
+"""How much each layer does: scores, figures, claims and a report from the runs of a sweep.
+
+    python analyze.py out/demo                 analysis.json per run, figures and report.md for the sweep
+    python analyze.py out/*                    every sweep, and the figure that joins them all
+    python analyze.py out/demo --task my.jsonl also the accuracy on your own {"context", "choices", "answer"} items
+
+Every score is a function of a model and token ids that a student can call:
+
+    model, config = load_run("out/demo/n_layer=8")
+    idx, targets = held_out_sequences(config, model.config, n_sequences=16)
+    ratios = prune_ratios(model, idx, targets)
+
+Notation: h_l is the residual stream after block l (h_0 the embeddings), delta_l = h_{l+1} - h_l what block l adds,
+L(M) the mean cross-entropy. An intervention is a list of blocks to run from the cached state at the first changed
+one; the model itself is never touched.
+"""
+import argparse
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from data.prepare import BadInput as BadTokenizer, tokenizer
+from model import GPTConfig, cross_entropy, visible
+from sparsity import densities
+from train import (DATA, BadInput, TrainConfig, choose_hardware, forward_with_variance, load_meta, load_run, load_tokens, read_log,
+                   take_sequences, write_json)
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen, so that no screen is needed)
+
+NUMBERS_AT_ONCE = 2**30   # cached states and logits held together, 4 bytes each
+TOKENS_AT_ONCE = 2**15
+USEFUL = 1.10             # a block is useful when its linear stand-in raises the loss by more than 10 %
+THRESHOLDS = [round(x, 4) for x in np.geomspace(1.001, 2.0, 40).tolist()]
+
+
+# States and interventions ---------------------------------------------------------------------------------------
+
+def chunks(model, *tensors):
+    """Split (N, T) tensors along N so that all cached states of a piece fit, whatever N, T and n_layer."""
+    per_token = (len(model.blocks) + 1) * model.config.n_embd + 4 * model.config.vocab_size
+    n_tokens = min(TOKENS_AT_ONCE, NUMBERS_AT_ONCE // per_token)
+    return zip(*(tensor.split(max(1, n_tokens // tensors[0].shape[1])) for tensor in tensors))
+
+
+def run(blocks, h):
+    for block in blocks:
+        h = block(h)
+    return h
+
+
+def hidden_states(model, idx, blocks=None):
+    """[h_0, ..., h_L], each (B, T, C), through the model's blocks or the given ones."""
+    states = [model.embed(idx)]
+    for block in model.blocks if blocks is None else blocks:
+        states.append(block(states[-1]))
+    return states
+
+
+@torch.no_grad()
+def intervention_losses(model, idx, targets, interventions, blocks=None):
+    """Mean cross-entropy in nats under each intervention (l, rest): h_l of `blocks` (default: the model's), then
+    the blocks in `rest`, then the read-out. idx, targets (N, T) -> (len(interventions),) float64 on the CPU."""
+    total = torch.zeros(len(interventions), dtype=torch.float64, device=idx.device)
+    for rows, wanted in chunks(model, idx, targets):
+        states = hidden_states(model, rows, blocks)
+        for i, (start, rest) in enumerate(interventions):
+            total[i] += cross_entropy(model.read_out(run(rest, states[start])), wanted).double().sum()
+    return (total / targets.numel()).cpu()
+
+
+def held_out_sequences(config, model_config, n_sequences, length=512, device="cpu", parity=0):
+    """n_sequences windows of at most `length` tokens, evenly spaced over val.bin, as inputs and targets (N, T). Parity
+    0 and 1 interleave: two sets of different sequences."""
+    tokens, T = load_tokens(config.dataset, "val", model_config), min(length, model_config.block_size)
+    n_sequences = max(1, min(n_sequences, len(tokens) // (T + 1) // 2))
+    spaced = np.linspace(0, len(tokens) - T - 1, 2 * n_sequences).astype(int)
+    return take_sequences(tokens, spaced[parity::2], T, device)
+
+
+# Scores -----------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def layer_variance(model, idx):
+    """{"residual": h_0 .. h_L, "attention": each branch's output, "mlp": the same}: variance over features, mean over
+    tokens. Both branches before the residual addition, also for experts (the published code takes those after)."""
+    totals = {}
+    for (rows,) in chunks(model, idx):
+        for kind, values in forward_with_variance(model, rows)[1].items():
+            totals[kind] = totals.get(kind, 0) + values.double().cpu() * len(rows) / len(idx)
+    return totals
+
+
+def jacobian_deviation(model, idx):
+    """{"deviation", "off_diagonal", "diagonal_mean", "spectral", "per_token"}: one number per block each.
+
+    J[j, i] = mean over tokens t of the derivative of sum_s h_{l+1}[s, i] with respect to h_l[t, j]; deviation is
+    ||J - I||_F / d, as published, off_diagonal ||J - diag J||_F / d, spectral ||J||_2. Averaging before the norm
+    lets tokens' Jacobians cancel: per_token is the mean over t of ||J_t - I||_F / d. In the weights' dtype.
+    A group of features is one batch of vector-Jacobian products through a single block."""
+    C, T = model.config.n_embd, idx.shape[1]
+    group = max(1, TOKENS_AT_ONCE // T)
+    scores = {key: [] for key in ("deviation", "off_diagonal", "diagonal_mean", "spectral", "per_token")}
+    with torch.no_grad():
+        states = torch.stack([torch.stack(hidden_states(model, row[None]))[:, 0] for row in idx])  # (N, L + 1, T, C)
+    identity = torch.eye(C, device=idx.device, dtype=states.dtype)
+    for layer, block in enumerate(model.blocks):
+        jacobian, per_token = torch.zeros(C, C, dtype=torch.float64, device=idx.device), 0.0
+        for h in states[:, layer]:
+            squares = torch.zeros(T, dtype=torch.float64, device=idx.device)
+            for features in torch.arange(C, device=idx.device).split(group):
+                x = h.expand(len(features), T, C).clone().requires_grad_()
+                picked = block(x).sum(dim=1).gather(1, features[:, None]).sum()
+                gradient, = torch.autograd.grad(picked, x)                        # (features, T, C)
+                jacobian[:, features] += gradient.double().mean(dim=1).T / len(idx)
+                squares += (gradient - identity[features, None]).double().square().sum(dim=(0, 2))
+            per_token += squares.sqrt().mean() / C / len(idx)
+        deviation = jacobian - identity
+        scores["deviation"].append(deviation.norm() / C)
+        scores["off_diagonal"].append((jacobian - jacobian.diagonal().diag()).norm() / C)
+        scores["diagonal_mean"].append(jacobian.diagonal().mean())
+        scores["spectral"].append(torch.linalg.matrix_norm(jacobian, 2))
+        scores["per_token"].append(per_token)
+    return {key: torch.stack(values).cpu() for key, values in scores.items()}
+
+
+@torch.no_grad()
+def causal_matrix(model, idx):
+    """C[s, l], l > s: how much block l's output changes when block s is skipped, mean_t ||delta'_l - delta_l|| /
+    mean_t ||delta_l||; zero elsewhere. (n_layer, n_layer). The scalar is pair_mean, zeros left out."""
+    L = len(model.blocks)
+    changed, size = (torch.zeros(shape, dtype=torch.float64, device=idx.device) for shape in ((L, L), (L,)))
+    for (rows,) in chunks(model, idx):
+        states = hidden_states(model, rows)
+        deltas = [after - before for before, after in zip(states, states[1:])]
+        size += torch.stack([delta.norm(dim=-1).double().sum() for delta in deltas])
+        for s in range(L):
+            h = states[s]
+            for l in range(s + 1, L):
+                following = model.blocks[l](h)
+                changed[s, l] += (following - h - deltas[l]).norm(dim=-1).double().sum()
+                h = following
+    return (changed / size.clamp_min(1e-300)).cpu()
+
+
+def permutation_matrix(model, idx, targets):
+    """P[a, b] = |L(blocks a and b swapped) - L(M)| / L(M), symmetric, (n_layer, n_layer). Scalar: pair_mean."""
+    blocks, L = list(model.blocks), len(model.blocks)
+    pairs = [(a, b) for a in range(L) for b in range(a + 1, L)]
+    swaps = [(a, [blocks[b], *blocks[a + 1:b], blocks[a], *blocks[b + 1:]]) for a, b in pairs]
+    base, *losses = intervention_losses(model, idx, targets, [(L, []), *swaps])
+    matrix = torch.zeros(L, L, dtype=torch.float64)
+    for (a, b), loss in zip(pairs, losses):
+        matrix[a, b] = matrix[b, a] = (loss - base).abs() / base
+    return matrix
+
+
+def pair_mean(matrix):
+    """Mean over all pairs above the diagonal; None for a single layer, which has none."""
+    rows, columns = np.triu_indices(len(matrix), k=1)
+    return float(np.asarray(matrix)[rows, columns].mean()) if len(rows) else None
+
+
+def prune_ratios(model, idx, targets):
+    """L(M without block l) / L(M) for each l, (n_layer,)."""
+    blocks, L = list(model.blocks), len(model.blocks)
+    base, *losses = intervention_losses(model, idx, targets, [(L, []), *((l, blocks[l + 1:]) for l in range(L))])
+    return torch.stack(losses) / base
+
+
+def cumulative_pruning(model, idx, targets, order):
+    """Losses with 0, 1, ..., n_layer blocks removed, (n_layer + 1,). order: "last" (deepest first), "least" (by
+    prune_ratios, least harmful first) or "greedy" (at each step the block whose removal now hurts least)."""
+    blocks, L = list(model.blocks), len(model.blocks)
+    if order == "greedy":
+        kept, losses = blocks, intervention_losses(model, idx, targets, [(L, [])]).tolist()
+        while kept:
+            tried = intervention_losses(model, idx, targets, [(i, kept[i + 1:]) for i in range(len(kept))], blocks=kept)
+            losses.append(tried.min().item())
+            kept = [block for i, block in enumerate(kept) if i != tried.argmin()]
+        return torch.tensor(losses, dtype=torch.float64)
+    removed = list(range(L))[::-1] if order == "last" else prune_ratios(model, idx, targets).argsort().tolist()
+    interventions = []
+    for n in range(L + 1):
+        first = min(removed[:n], default=L)
+        interventions.append((first, [blocks[l] for l in range(first, L) if l not in removed[:n]]))
+    return intervention_losses(model, idx, targets, interventions)
+
+
+@torch.no_grad()
+def fit_linear_maps(model, idx):
+    """[(W, b)] with h_{l+1} ~ h_l W^T + b, least squares over all tokens of idx; W (C, C), b (C,), one per block.
+
+    The normal equations would square the condition number, so the R of a QR decomposition of [h_l, 1, h_{l+1}] is
+    updated piece by piece in float64 (it is all that the fit needs to remember) and solved by singular values."""
+    L, C = len(model.blocks), model.config.n_embd
+    triangles = [None] * L
+    for (rows,) in chunks(model, idx):
+        states = [h.flatten(0, 1).double() for h in hidden_states(model, rows)]
+        for l in range(L):
+            piece = torch.cat((states[l], torch.ones_like(states[l][:, :1]), states[l + 1]), dim=1)
+            piece = piece if triangles[l] is None else torch.cat((triangles[l], piece))
+            triangles[l] = torch.linalg.qr(piece, mode="r").R
+    maps = []
+    for R in triangles:
+        R = R.cpu()
+        solution = torch.linalg.lstsq(R[:, :C + 1], R[:, C + 1:], driver="gelsd").solution.to(idx.device)  # (C + 1, C)
+        maps.append((solution[:C].T, solution[C]))
+    return maps
+
+
+def linear_ratios(model, maps, idx, targets, transposed=False):
+    """L(block l replaced by its linear map) / L(M) for each l, (n_layer,); maps from fit_linear_maps on other
+    sequences (the honest way) or on idx (as published). transposed=True installs W where W^T belongs, which is what
+    the published script does (it puts lstsq's solution into nn.Linear.weight as it comes)."""
+    blocks, L = list(model.blocks), len(model.blocks)
+
+    def linear(W, b):
+        matrix = W.T if transposed else W
+        return lambda h: F.linear(h, matrix.to(h.dtype), b.to(h.dtype))
+    interventions = [(l, [linear(*maps[l]), *blocks[l + 1:]]) for l in range(L)]
+    base, *losses = intervention_losses(model, idx, targets, [(L, []), *interventions])
+    return torch.stack(losses) / base
+
+
+def usefulness(ratios, threshold=USEFUL):
+    """The share of blocks whose linear stand-in raises the loss by more than the threshold."""
+    return (torch.as_tensor(ratios) > threshold).double().mean().item()
+
+
+def effective_depth(ratios):
+    """N_eff = (sum u)^2 / sum u^2 with u = max(0, ratio - 1): how many blocks share the work, with no threshold."""
+    u = (torch.as_tensor(ratios, dtype=torch.float64) - 1).clamp_min(0)
+    return (u.sum() ** 2 / u.square().sum().clamp_min(1e-300)).item()
+
+
+@torch.no_grad()
+def angular_distance(model, idx):
+    """D[a, b] = mean over tokens of arccos(cos(h_a, h_b)) / pi, (L + 1, L + 1); D[l, l + n] prunes n blocks at l
+    (arXiv 2403.17887, which takes the last token only). And block influence, 1 - mean cos(h_l, h_{l+1}), (L,)
+    (arXiv 2403.03853)."""
+    L = len(model.blocks)
+    distance, cosine = (torch.zeros(L + 1, L + 1, dtype=torch.float64, device=idx.device) for _ in range(2))
+    for (rows,) in chunks(model, idx):
+        h = torch.stack([F.normalize(h.flatten(0, 1).double(), dim=-1) for h in hidden_states(model, rows)], dim=1)
+        pairs = h @ h.mT                                                     # (tokens, L + 1, L + 1)
+        cosine += pairs.sum(dim=0) / idx.numel()
+        distance += pairs.clamp(-1, 1).arccos().sum(dim=0) / math.pi / idx.numel()
+    distance.fill_diagonal_(0)  # arccos of one rounding error below 1 is not quite zero
+    return distance.cpu(), 1 - cosine.diagonal(offset=1).cpu()
+
+
+def block_influence(model, idx):
+    """1 - mean cosine between a block's input and output, (n_layer,)."""
+    return angular_distance(model, idx)[1]
+
+
+@torch.no_grad()
+def logit_lens(model, idx):
+    """KL(p_l || p_L) in nats between the read-out of h_l and the final one, mean over tokens, (L + 1,); last is 0."""
+    total = torch.zeros(len(model.blocks) + 1, dtype=torch.float64, device=idx.device)
+    for (rows,) in chunks(model, idx):
+        states = hidden_states(model, rows)
+        final = model.read_out(states[-1]).log_softmax(dim=-1)
+        for l, h in enumerate(states):
+            early = model.read_out(h).log_softmax(dim=-1)
+            total[l] += (early.exp() * (early - final)).sum(dim=-1).double().sum() / idx.numel()
+    return total.cpu()
+
+
+@torch.no_grad()
+def choice_accuracy(model, items, encode):
+    """Share of items whose true continuation has the highest mean log probability per token, with its standard
+    error: {"accuracy", "standard_error", "items"}. Contexts lose their beginning where they exceed block_size."""
+    T, rows = model.config.block_size, []
+    for item in items:
+        context = encode(item["context"])
+        for choice in item["choices"]:
+            choice = encode(choice)[:T]
+            rows.append(((context + choice)[-(T + 1):], len(choice)))
+    width = max(len(ids) for ids, _ in rows) - 1
+    idx, targets = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
+    scored = torch.zeros(len(rows), width)
+    for i, (ids, n) in enumerate(rows):
+        idx[i, :len(ids) - 1], targets[i, :len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
+        scored[i, max(0, len(ids) - 1 - n):len(ids) - 1] = 1
+    device, scores = model.head.weight.device, []
+    for piece in chunks(model, idx, targets, scored):
+        piece_idx, piece_targets, mask = (t.to(device) for t in piece)
+        logits, _ = model(piece_idx)
+        scores.append((-cross_entropy(logits, piece_targets) * mask).sum(dim=1) / mask.sum(dim=1))
+    scores, correct, first = torch.cat(scores).cpu(), 0, 0
+    for item in items:
+        correct += scores[first:first + len(item["choices"])].argmax().item() == item["answer"]
+        first += len(item["choices"])
+    accuracy = correct / len(items)
+    return {"accuracy": accuracy, "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(items)), "items": len(items)}
+
+
+# One run --------------------------------------------------------------------------------------------------------
+
+def score_run(model, config, n_sequences, device):
+    """Every score of one model as plain numbers and lists, on held-out sequences; the fit of the linear maps on others."""
+    idx, targets = held_out_sequences(config, model.config, n_sequences, device=device)
+    fit_idx, fit_targets = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
+    jacobian = jacobian_deviation(model, idx[:max(1, n_sequences // 12)])  # a small difference: in full fp32
+    torch.set_float32_matmul_precision("high")  # for the rest a GPU's tf32 products will do
+    maps = fit_linear_maps(model, fit_idx)
+    ratios = {"held_out": linear_ratios(model, maps, idx, targets), "same": linear_ratios(model, maps, fit_idx, fit_targets),
+              "transposed": linear_ratios(model, maps, idx, targets, transposed=True)}
+    causal, permutation = causal_matrix(model, idx), permutation_matrix(model, idx, targets)
+    angular, influence = angular_distance(model, idx)
+    n_eff = effective_depth(ratios["held_out"])
+    result = {
+        "sequences": len(idx), "length": idx.shape[1],
+        "variance": to_lists(layer_variance(model, idx)),
+        "prune_ratios": prune_ratios(model, idx, targets).tolist(),
+        "cumulative": {order: cumulative_pruning(model, idx, targets, order).tolist() for order in ("last", "least", "greedy")},
+        "causal_matrix": causal.tolist(), "causal": pair_mean(causal),
+        "permutation_matrix": permutation.tolist(), "permutation": pair_mean(permutation),
+        "linear_ratios": to_lists(ratios), "usefulness": {fit: usefulness(r) for fit, r in ratios.items()},
+        "share_above": {fit: [usefulness(r, t) for t in THRESHOLDS] for fit, r in ratios.items()}, "thresholds": THRESHOLDS,
+        "n_eff": n_eff, "n_eff_share": n_eff / len(model.blocks),
+        "jacobian": to_lists(jacobian),
+        "block_influence": influence.tolist(), "angular_distance": angular.tolist(),
+        "logit_lens": logit_lens(model, idx).tolist(),
+        "densities": densities(model, idx[:16]),
+    }
+    torch.set_float32_matmul_precision("highest")
+    return result
+
+
+def to_lists(tensors):
+    return {key: tensor.tolist() for key, tensor in tensors.items()}
+
+
+def load_items(path):
+    """A JSONL of {"context", "choices", "answer"}; raises BadInput naming file and line."""
+    items = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read ({error}): --task wants a JSONL file") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            item = json.loads(line)
+            good = item["context"] and all(item["choices"]) and 0 <= item["answer"] < len(item["choices"])
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            raise BadInput(f'{path}, line {number}: must be {{"context": text, "choices": [texts], "answer": index}}')
+        items.append(item)
+    if not items:
+        raise BadInput(f"{path} holds no items")
+    return items
+
+
+def analyse_run(folder, n_sequences=100, task=None):
+    """Score a finished run and write its analysis.json; a diverged one has nothing to score."""
+    summary = json.loads((folder / "summary.json").read_text())
+    if summary["diverged"]:
+        return
+    device = choose_hardware(TrainConfig())[0]
+    model, config = load_run(folder, device)
+    analysis = score_run(model, config, n_sequences, device)
+    encode = tokenizer(load_meta(config.dataset)["vocab_size"]).encode_ordinary
+    choices = DATA / config.dataset / "choices.jsonl"
+    if choices.stat().st_size:
+        analysis["choices"] = choice_accuracy(model, load_items(choices)[:20 * n_sequences], encode)
+    if task is not None:
+        analysis["task"] = {"file": task.name, **choice_accuracy(model, load_items(task), encode)}
+    write_json(folder / "analysis.json", {**analysis, "torch": torch.__version__, "device": str(device)})
+
+
+# Runs of a sweep -> points with intervals -----------------------------------------------------------------------
+
+@dataclass
+class Run:
+    point: str          # the folder's name without its seed
+    seed: int
+    config: dict
+    summary: dict
+    log: list
+    analysis: dict
+
+
+def load_sweep(folder):
+    """{point: [Run, one per seed]} of the analysed runs, points in natural order (4 before 16), and the names of the
+    runs that diverged, of which nothing else can be said."""
+    runs, diverged = [], []
+    for path in (file.parent for file in sorted(folder.glob("*/summary.json"))):
+        if json.loads((path / "summary.json").read_text())["diverged"]:
+            diverged.append(path.name)
+        elif (path / "analysis.json").exists():
+            config, summary, analysis = (json.loads((path / f"{name}.json").read_text()) for name in ("config", "summary", "analysis"))
+            point = re.sub(r",?seed=\d+", "", path.name).lstrip(",") or "run"
+            runs.append(Run(point, config["seed"], config, summary, read_log(path), analysis))
+    runs.sort(key=lambda run: [float(part) if re.fullmatch(r"[\d.]+", part) else part for part in
+                               re.split(r"([\d.]+)", f" {run.point} ")] + [float(run.seed)])
+    return {point: [run for run in runs if run.point == point] for point in dict.fromkeys(run.point for run in runs)}, diverged
+
+
+@lru_cache
+def student_t(level, df):
+    """Half-width of a `level` interval in standard errors. With t = sqrt(df) tan(angle), the density of the angle is
+    proportional to cos(angle)^(df - 1)."""
+    angle = np.linspace(0, math.pi / 2, 200001)
+    mass = np.cumsum(np.cos(angle) ** (df - 1))
+    return math.sqrt(df) * math.tan(np.interp(level, mass / mass[-1], angle))
+
+
+def interval(values, level=0.95):
+    """Mean and half-width of its Student-t interval over seeds; the half-width of fewer than two is infinite."""
+    values = np.asarray(values, dtype=float)  # None becomes nan
+    if len(values) < 2:
+        return float(values.mean()), math.inf
+    return float(values.mean()), student_t(level, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+METRICS = {  # what a run is judged by: title and where it stands; None where it has no such number
+    "perplexity": lambda run: run.summary["perplexity"],
+    "last-layer variance": lambda run: run.summary["last_layer_variance"],
+    "causal": lambda run: run.analysis["causal"],
+    "permutation": lambda run: run.analysis["permutation"],
+    "usefulness": lambda run: run.analysis["usefulness"]["held_out"],
+    "N_eff / L": lambda run: run.analysis["n_eff_share"],
+    "choice accuracy": lambda run: run.analysis.get("choices", {}).get("accuracy"),
+    "Jacobian deviation": lambda run: float(np.mean(run.analysis["jacobian"]["deviation"])),
+    "weight density": lambda run: run.analysis["densities"]["weight"],
+    "attention density": lambda run: run.analysis["densities"]["attention"],
+    "key/value density": lambda run: run.analysis["densities"]["key_value"],
+    "expert density": lambda run: run.analysis["densities"]["expert"],
+}
+DENSITIES = ("weight density", "attention density", "key/value density", "expert density")
+
+
+# Claims -----------------------------------------------------------------------------------------------------------
+#
+# The rule, fixed before any result was looked at. A claim says how a metric moves along a swept option. One effect
+# is computed for each seed that every point has; its 95 % Student-t interval over seeds decides: wholly on the
+# predicted side of zero is `supported`, wholly on the other `opposed`, anything else, and any single seed,
+# `undecided`. Effects:
+#   rises, falls  the least-squares slope of the metric (its logarithm, where it spans factors) over the points' rank
+#   no worse      the metric at the sparsest point over the densest, as a relative change; supported when the interval
+#                 lies below MARGIN, opposed when it lies above
+#   negative      the metric itself, at the last point
+#   last wins     the smaller of the last point's gains over the first two
+#   best inside   for each inner point the smaller of its two gains over the ends; supported when the best point's
+#                 interval, widened for the number of inner points (Bonferroni), lies above zero, opposed when an end
+#                 beats every inner point so
+
+MARGIN = 0.01
+
+
+@dataclass
+class Claim:
+    name: str
+    text: str
+    option: str     # the swept option that it speaks about
+    metric: str
+    shape: str      # see the rule
+    better: int = 1     # best inside, last wins: +1 where more is better, -1 where less is
+    sparser: int = 1    # +1 where a larger option is the sparser one
+
+
+def mask_density(config):
+    """Share of the causal (query, key) pairs that the attention pattern leaves in sight; for topk, chooses."""
+    T = config["block_size"]
+    pattern = GPTConfig(attention=config["attention"], window=config["window"], stride=config["stride"])
+    in_sight = visible(pattern, T).sum(dim=1).clamp(max=config["topk"] if config["attention"] == "topk" else T)
+    return in_sight.sum().item() / (T * (T + 1) / 2)
+
+
+OPTIONS = {  # an option's value for a run, where it is not simply in the config
+    "mask density": lambda run: mask_density(run.config),
+    "rung": lambda run: int((re.match(r"(\d+)-", run.point) or [0, 0])[1]),  # points named 0-..., 1-...: a ladder
+}
+TIED = {  # what may change together with an option; a claim keeps silent where anything else changes too
+    "block_size": {"batch_size", "gradient_accumulation_steps"},
+    "n_expert": {"n_expert_active", "n_shared_expert", "expert_hidden", "mlp_hidden"},
+    "mask density": {"attention", "window", "stride", "topk"},
+}
+LOG_METRICS = ("perplexity", "last-layer variance", "Jacobian deviation", "growth at initialisation")
+CLAIM_METRICS = {
+    **METRICS,
+    "growth at initialisation": lambda run: run.log[0]["variance"][-1] / run.log[0]["variance"][0],
+    "slope of Jacobian deviation along layers": lambda run: slope(np.log(np.maximum(run.analysis["jacobian"]["deviation"], 1e-30))),
+}
+CLAIMS = (
+    Claim("C1", "deeper: more last-layer variance", "n_layer", "last-layer variance", "rises"),
+    Claim("C2", "deeper: the Jacobian nearer the identity", "n_layer", "Jacobian deviation", "falls"),
+    Claim("C2", "along the layers: the Jacobian nearer the identity", "n_layer", "slope of Jacobian deviation along layers", "negative"),
+    Claim("C3", "deeper: lower causal score", "n_layer", "causal", "falls"),
+    Claim("C3", "deeper: lower permutation score", "n_layer", "permutation", "falls"),
+    Claim("C3", "deeper: lower usefulness", "n_layer", "usefulness", "falls"),
+    Claim("C3+", "deeper: smaller share of the depth in use", "n_layer", "N_eff / L", "falls"),
+    Claim("C4", "more weight decay: less variance", "weight_decay", "last-layer variance", "falls"),
+    Claim("C4", "perplexity best at a moderate weight decay", "weight_decay", "perplexity", "best inside", better=-1),
+    Claim("C4", "usefulness best at a moderate weight decay", "weight_decay", "usefulness", "best inside"),
+    Claim("C5", "longer context: less variance", "block_size", "last-layer variance", "falls"),
+    Claim("C5", "perplexity best at a moderate context", "block_size", "perplexity", "best inside", better=-1),
+    Claim("C5", "usefulness best at a moderate context", "block_size", "usefulness", "best inside"),
+    Claim("C6", "fewer key/value heads: less variance", "n_kv_head", "last-layer variance", "rises"),
+    Claim("C6", "fewer key/value heads: higher usefulness", "n_kv_head", "usefulness", "falls"),
+    Claim("C6", "fewer key/value heads: perplexity no worse", "n_kv_head", "perplexity", "no worse", sparser=-1),
+    Claim("C7", "experts: less variance", "n_expert", "last-layer variance", "falls"),
+    Claim("C7", "experts: lower perplexity", "n_expert", "perplexity", "falls"),
+    Claim("C7", "experts: higher usefulness", "n_expert", "usefulness", "rises"),
+    Claim("C8", "the whole recipe: lower perplexity than plain, deep or shallow", "rung", "perplexity", "last wins", better=-1),
+    Claim("C8", "the whole recipe: higher choice accuracy than plain, deep or shallow", "rung", "choice accuracy", "last wins"),
+    Claim("C9", "sparser attention mask: less variance", "mask density", "last-layer variance", "rises"),
+    Claim("C9", "sparser attention mask: higher usefulness", "mask density", "usefulness", "falls"),
+    Claim("C10", "sparser attention mask: slower growth at initialisation", "mask density", "growth at initialisation", "rises"),
+)
+
+
+def slope(values):
+    """Least-squares slope over the rank 0, 1, 2, ... of the values."""
+    return float(np.polyfit(np.arange(len(values)), values, 1)[0]) if len(values) > 1 else 0.0
+
+
+def judge(table, shape, log=False, better=1, sparser=1):
+    """The rule. table (n_points, n_seeds): the metric, points in the order of the swept option.
+    Returns (verdict, mean effect, half-width)."""
+    table = np.asarray(table, dtype=float)
+    n_points, n_seeds = table.shape
+    values = np.log(table) if log else table
+    if shape == "best inside":
+        return judge_inside(better * values)
+    if shape == "no worse":
+        dense, sparse = (table[0], table[-1]) if sparser > 0 else (table[-1], table[0])
+        mean, half = interval(sparse / dense - 1)
+        return "supported" if mean + half < MARGIN else "opposed" if mean - half > MARGIN else "undecided", mean, half
+    if shape == "last wins":
+        mean, half = hardest_gain(better * values[-1], better * values[:2], 0.95)
+    elif shape == "negative":
+        mean, half = interval(table[-1])
+    else:
+        mean, half = interval([slope(column) for column in values.T])
+    if abs(mean) <= half:
+        return "undecided", mean, half
+    return "supported" if (mean > 0) == (shape in ("rises", "last wins")) else "opposed", mean, half
+
+
+def hardest_gain(row, others, level):
+    """Gain of a point (its seeds) over the other that it is least sure to beat: (mean, half-width)."""
+    return min((interval(row - other, level) for other in others), key=lambda gain: gain[0] - gain[1])
+
+
+def judge_inside(table):
+    """Best inside: more is better. Compares the best inner point with both ends, and the best end with all of them."""
+    n_inner = len(table) - 2
+    if n_inner < 1:
+        return "undecided", math.nan, math.inf
+    level = 1 - 0.05 / n_inner
+    ends, inner = table[[0, -1]], table[1:-1]
+    best_inner = max((hardest_gain(row, ends, level) for row in inner), key=lambda gain: gain[0] - gain[1])
+    best_end = max((hardest_gain(end, inner, level) for end in ends), key=lambda gain: gain[0] - gain[1])
+    if best_inner[0] - best_inner[1] > 0:
+        return "supported", *best_inner
+    return "opposed" if best_end[0] - best_end[1] > 0 else "undecided", *best_inner
+
+
+def judge_sweep(points):
+    """[(claim, verdict, effect, half-width, number of seeds)] for the claims that the sweep speaks to: those whose
+    option, and nothing that is not tied to it, differs between its points."""
+    runs = [run for point in points.values() for run in point]
+    varying = {key for key in runs[0].config if len({run.config[key] for run in runs}) > 1} - {"seed"}
+    verdicts = []
+    for claim in CLAIMS:
+        option, metric = OPTIONS.get(claim.option, lambda run: run.config[claim.option]), CLAIM_METRICS[claim.metric]
+        ordered = sorted(points.values(), key=lambda runs: option(runs[0]))
+        alone = claim.option == "rung" or varying <= {claim.option} | TIED.get(claim.option, set())
+        seeds = sorted(set.intersection(*({run.seed for run in runs} for runs in ordered)))
+        if alone and seeds and len({option(runs[0]) for runs in ordered}) > 1:
+            table = [[metric(next(run for run in runs if run.seed == seed)) for seed in seeds] for runs in ordered]
+            verdicts.append((claim, *judge(table, claim.shape, claim.metric in LOG_METRICS, claim.better, claim.sparser), len(seeds)))
+    return verdicts
+
+
+# Figures ------------------------------------------------------------------------------------------------------------
+
+MARKERS = "osD^vP*X<>hd"
+
+
+def point_styles(points):
+    """One colour (dark to light, so that greyscale keeps the order) and one marker for each point."""
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, max(2, len(points))))
+    return {point: dict(color=colours[i], marker=MARKERS[i % len(MARKERS)]) for i, point in enumerate(points)}
+
+
+def draw_lines(axis, points, curve, title, xlabel, ylabel, start=1, log=True):
+    """Each point's curve(run) (a list, or steps and values), mean over seeds with its 95 % interval as a band."""
+    for point, style in point_styles(points).items():
+        curves = [curve(run) for run in points[point]]
+        x, values = curves[0] if isinstance(curves[0], tuple) else (np.arange(len(curves[0])) + start, curves[0])
+        table = np.array([c[1] if isinstance(c, tuple) else c for c in curves])
+        mean, half = np.array([interval(column) for column in table.T]).T
+        axis.plot(x, mean, label=point, markevery=max(1, len(mean) // 8), markersize=4, **style)
+        if len(curves) > 1:
+            axis.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.25, linewidth=0)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+
+
+def variance_in_training(run):
+    lines = [line for line in run.log if "variance" in line]
+    return [line["step"] for line in lines], [line["variance"][-1] for line in lines]
+
+
+def line_figures(points):
+    """{file name: figure} of everything that is a curve for each point."""
+    score = lambda *keys: lambda run: np.array(deep_get(run.analysis, keys))  # noqa: E731
+    layer, removed = "block", "blocks removed"
+    plans = {
+        "variance": [(variance_in_training, "during training", "step", "variance of h_L", 0, True),
+                     (score("variance", "residual"), "after training", layer, "variance of h_l", 0, True),
+                     (score("variance", "attention"), "attention branch", layer, "variance", 1, True),
+                     (score("variance", "mlp"), "feed-forward branch", layer, "variance", 1, True)],
+        "pruning": [(lambda run: np.array(run.analysis["prune_ratios"]), "one block removed", layer, "loss / loss of the whole", 1, True)]
+                   + [(score("cumulative", order), title, removed, "loss", 0, False) for order, title in
+                      (("last", "last first"), ("least", "least harmful first"), ("greedy", "greedy"))],
+        "jacobian": [(score("jacobian", "deviation"), "averaged, then norm (as published)", layer, "||J - I|| / d", 1, True),
+                     (score("jacobian", "per_token"), "norm, then averaged", layer, "||J - I|| / d", 1, True)],
+        "linear": [(score("linear_ratios", "held_out"), "block made linear", layer, "loss / loss of the whole", 1, True),
+                   (lambda run: (run.analysis["thresholds"], run.analysis["share_above"]["held_out"]),
+                    "share of blocks above a threshold", "threshold on the loss ratio", "share of blocks", 0, False)],
+        "similarity": [(score("block_influence"), "block influence", layer, "1 - cos(input, output)", 1, True),
+                       (lambda run: np.array(run.analysis["logit_lens"][:-1]), "early read-out", layer, "KL to the final one (nats)", 0, True)],
+    }
+    for name, panels in plans.items():
+        figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained")
+        for axis, (curve, title, xlabel, ylabel, start, log) in zip(axes, panels):
+            draw_lines(axis, points, curve, title, xlabel, ylabel, start, log)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+        yield name, figure
+
+
+def deep_get(nested, keys):
+    for key in keys:
+        nested = nested[key]
+    return nested
+
+
+def point_figure(points):
+    """Perplexity, choice accuracy, usefulness and N_eff / L of each point, seeds as 95 % intervals."""
+    shown = ("perplexity", "choice accuracy", "usefulness", "N_eff / L")
+    figure, axes = plt.subplots(1, len(shown), figsize=(14, 3.6), layout="constrained")
+    for axis, metric in zip(axes, shown):
+        for i, (point, style) in enumerate(point_styles(points).items()):
+            mean, half = interval([METRICS[metric](run) for run in points[point]])
+            axis.errorbar(i, mean, half if math.isfinite(half) else None, capsize=4, **style)
+        axis.set(title=metric, xticks=range(len(points)))
+        axis.set_xticklabels(points, rotation=30, ha="right", fontsize=8)
+    return figure
+
+
+def matrix_figure(points):
+    """Causal, permutation and angular-distance matrices, a column for each point, means over seeds."""
+    rows = ("causal_matrix", "skip s: change of l"), ("permutation_matrix", "swap a and b"), ("angular_distance", "angle h_a, h_b")
+    figure, axes = plt.subplots(3, len(points), figsize=(2.6 * len(points) + 1, 7.5), layout="constrained", squeeze=False)
+    for (key, title), row in zip(rows, axes):
+        means = [np.mean([run.analysis[key] for run in runs], axis=0) for runs in points.values()]
+        top = max(np.quantile(mean, 0.98) for mean in means)
+        for axis, mean, point in zip(row, means, points):
+            shown = np.where(np.triu(np.ones_like(mean), 1), mean, np.nan) if key == "causal_matrix" else mean
+            start = 0 if key == "angular_distance" else 1
+            extent = (start - 0.5, start + len(mean) - 0.5, start + len(mean) - 0.5, start - 0.5)
+            picture = axis.imshow(shown, vmin=0, vmax=top or 1, cmap="viridis", extent=extent)
+            axis.set_title(point if key == "causal_matrix" else "", fontsize=9)
+        row[0].set_ylabel(title)
+        figure.colorbar(picture, ax=row, fraction=0.05)
+    return figure
+
+
+def joint_figure(sweeps):
+    """Density, last-layer variance and effective depth of every point of every sweep; the density is the one of the
+    four that varies most within a sweep (a sweep of none, such as depth, is in the last panel alone)."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, max(2, len(sweeps))))
+    for (name, points), colour, marker in zip(sweeps.items(), colours, MARKERS):
+        mean = {metric: np.array([interval([METRICS[metric](run) for run in runs])[0] for runs in points.values()])
+                for metric in (*DENSITIES, "last-layer variance", "N_eff / L")}
+        varied = max(DENSITIES, key=lambda density: np.ptp(np.log(mean[density])))
+        style = dict(color=colour, marker=marker, linestyle=":")
+        order = np.argsort(mean[varied])
+        if np.ptp(np.log(mean[varied])) > 0.05:
+            axes[0].plot(mean[varied][order], mean["last-layer variance"][order], **style)
+            axes[1].plot(mean[varied][order], mean["N_eff / L"][order], **style)
+        axes[2].plot(mean["last-layer variance"], mean["N_eff / L"], **{**style, "linestyle": ""}, label=f"{name} ({varied})")
+    axes[0].set(xlabel="density that was swept", ylabel="variance of h_L", xscale="log", yscale="log")
+    axes[1].set(xlabel="density that was swept", ylabel="N_eff / L", xscale="log")
+    axes[2].set(xlabel="variance of h_L", ylabel="N_eff / L", xscale="log")
+    figure.legend(loc="outside right center", fontsize=8)
+    return figure
+
+
+def save_figure(figure, path):
+    figure.savefig(path.with_name(path.name + ".tmp"), format="png", dpi=100)
+    path.with_name(path.name + ".tmp").replace(path)
+    plt.close(figure)
+
+
+# Report ---------------------------------------------------------------------------------------------------------------
+
+def with_interval(values):
+    mean, half = interval(values)
+    return f"{mean:.4g}" + (f" ± {half:.2g}" if math.isfinite(half) else "")
+
+
+def report_text(name, points, diverged, verdicts):
+    runs = [run for runs in points.values() for run in runs]
+    first = runs[0]
+    lines = [f"# {name}", "", f"{len(runs)} runs, {len({run.seed for run in runs})} seed(s), data/{first.config['dataset']}; scores on "
+             f"{first.analysis['sequences']} held-out sequences of {first.analysis['length']} tokens; torch {first.summary['torch']}, "
+             f"{first.summary['device']}. Mean ± 95 % Student-t interval over seeds; usefulness and N_eff with the linear maps "
+             "fitted on other sequences." + (f" Diverged: {', '.join(diverged)}." if diverged else ""), "", f"| point | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
+    for point, runs in points.items():
+        lines.append(f"| {point} | {' | '.join(with_interval([metric(run) for run in runs]) for metric in METRICS.values())} |")
+    lines += ["", "| claim | predicted | measured effect | verdict |", "|---|---|---|---|"]
+    for claim, verdict, effect, half, n_seeds in verdicts:
+        scale = ", log" if claim.metric in LOG_METRICS and claim.shape != "no worse" else ""
+        seeds = f"± {half:.2g} over {n_seeds} seeds" if n_seeds > 1 else "one seed"
+        lines.append(f"| {claim.name} | {claim.text} | {effect:+.3g} {seeds} ({claim.metric}, {claim.shape}{scale}) | {verdict} |")
+    figures = ("points", "variance", "pruning", "linear", "jacobian", "similarity", "matrices")
+    return "\n".join(lines + [""] + [f"![{figure}]({figure}.png)" for figure in figures]) + "\n"
+
+
+def report_sweep(folder):
+    """Figures and report.md from the analysed runs of one sweep; returns its points."""
+    points, diverged = load_sweep(folder)
+    if not points:
+        raise BadInput(f"{folder} holds no finished run{' that did not diverge' if diverged else ''}: train one first, with python train.py")
+    for name, figure in (*line_figures(points), ("points", point_figure(points)), ("matrices", matrix_figure(points))):
+        save_figure(figure, folder / f"{name}.png")
+    (folder / "report.md.tmp").write_text(report_text(folder.name, points, diverged, judge_sweep(points)))
+    (folder / "report.md.tmp").replace(folder / "report.md")
+    return points
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweeps", nargs="+", type=Path, help="folders of runs, such as out/demo")
+    parser.add_argument("--sequences", type=int, default=100, help="held-out sequences to score on (default 100, as published)")
+    parser.add_argument("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')
+    arguments = parser.parse_args(argv)
+    try:
+        sweeps = {}
+        for folder in [path for path in arguments.sweeps if path.is_dir() or len(arguments.sweeps) == 1]:
+            finished = sorted(path.parent for path in folder.glob("*/summary.json"))
+            for run_folder in tqdm(finished, desc=folder.name, unit="run", disable=None):
+                analyse_run(run_folder, arguments.sequences, arguments.task)
+            sweeps[folder.name] = report_sweep(folder)
+            print(f"{folder / 'report.md'}")
+        if len(sweeps) > 1:
+            save_figure(joint_figure(sweeps), arguments.sweeps[0].parent / "joint.png")
+            print(arguments.sweeps[0].parent / "joint.png")
+    except (BadInput, BadTokenizer) as error:
+        print(f"analyze.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

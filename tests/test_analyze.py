@@ -1,0 +1,413 @@
+"""analyze.py: every score against a slow oracle written from its definition, models whose answer is known, intervals
+against simulation, and the verdict rule on made-up sweeps."""
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import analyze
+from analyze import Run, interval, judge, pair_mean
+from model import GPT, GPTConfig
+from test_model import TOGGLES, each_toggle
+
+LAYERS, WIDTH, LENGTH = 4, 8, 6
+
+
+def build(n_layer=LAYERS, **options):
+    """A small float64 model with weights as large as after training, so that every block does something."""
+    torch.manual_seed(0)
+    toggle = {**options, **({"expert_hidden": 8} if "n_expert" in options else {})}
+    model = GPT(GPTConfig(block_size=LENGTH, vocab_size=11, n_layer=n_layer, n_head=4, n_embd=WIDTH, mlp_hidden=16, **toggle)).double()
+    for parameter in model.parameters():
+        parameter.data.mul_(12 if parameter.dim() > 1 else 1)
+    return model.eval()
+
+
+def data(n=3, seed=0):
+    rows = torch.randint(11, (n, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
+    return rows[:, :-1], rows[:, 1:]
+
+
+def loss_through(model, functions, idx, targets):
+    """L(M) with any list of functions for blocks, one sequence at a time."""
+    total = 0.0
+    for row, wanted in zip(idx, targets):
+        h = model.embedding.weight[row][None]
+        for function in functions:
+            h = function(h)
+        logits = model.head(model.norm(h))[0]
+        total += sum(-logits[t].log_softmax(0)[wanted[t]].item() for t in range(LENGTH))
+    return total / idx.numel()
+
+
+def states_of(model, row, functions=None):
+    h = [model.embedding.weight[row][None]]
+    for function in functions or model.blocks:
+        h.append(function(h[-1]))
+    return h
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Two sequences at a time, so that what is summed over pieces is tested too."""
+    monkeypatch.setattr(analyze, "TOKENS_AT_ONCE", 2 * LENGTH)
+
+
+def unchanged(model, call):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    blocks = list(model.blocks)
+    result = call()
+    assert list(model.blocks) == blocks and not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return result
+
+
+# Against the definitions --------------------------------------------------------------------------------------------
+
+@each_toggle
+def test_prune_permutation_and_cumulative(toggle):
+    model, (idx, targets) = build(**toggle), data()
+    blocks, whole = list(model.blocks), loss_through(model, model.blocks, idx, targets)
+    with torch.no_grad():
+        pruned = unchanged(model, lambda: analyze.prune_ratios(model, idx, targets)).tolist()
+        assert pruned == pytest.approx([loss_through(model, blocks[:l] + blocks[l + 1:], idx, targets) / whole for l in range(LAYERS)], abs=1e-6)
+        matrix = unchanged(model, lambda: analyze.permutation_matrix(model, idx, targets))
+        for a in range(LAYERS):
+            for b in range(LAYERS):
+                swapped = list(blocks)
+                swapped[a], swapped[b] = blocks[b], blocks[a]
+                assert matrix[a, b].item() == pytest.approx(abs(whole - loss_through(model, swapped, idx, targets)) / whole, abs=1e-6)
+        curves = {order: unchanged(model, lambda: analyze.cumulative_pruning(model, idx, targets, order)).tolist() for order in ("last", "least", "greedy")}
+        assert curves["last"] == pytest.approx([loss_through(model, blocks[:n], idx, targets) for n in range(LAYERS, -1, -1)], abs=1e-6)
+        by_harm = sorted(range(LAYERS), key=lambda l: pruned[l])
+        assert curves["least"] == pytest.approx([loss_through(model, [blocks[l] for l in range(LAYERS) if l not in by_harm[:n]], idx, targets)
+                                                 for n in range(LAYERS + 1)], abs=1e-6)
+        kept, greedy = list(range(LAYERS)), [whole]
+        while kept:
+            losses = {l: loss_through(model, [blocks[k] for k in kept if k != l], idx, targets) for l in kept}
+            kept.remove(min(losses, key=losses.get))
+            greedy.append(min(losses.values()))
+        assert curves["greedy"] == pytest.approx(greedy, abs=1e-6)
+
+
+@each_toggle
+def test_causal(toggle):
+    model, (idx, _) = build(**toggle), data()
+    matrix = unchanged(model, lambda: analyze.causal_matrix(model, idx))
+    with torch.no_grad():
+        for s in range(LAYERS):
+            for l in range(LAYERS):
+                changed, size = [], []
+                for row in idx:
+                    h = states_of(model, row)
+                    skipped = states_of(model, row, [*model.blocks[:s], nn.Identity(), *model.blocks[s + 1:]])
+                    delta, delta_skipped = h[l + 1] - h[l], skipped[l + 1] - skipped[l]
+                    changed += [(delta_skipped - delta)[0, t].norm().item() for t in range(LENGTH)]
+                    size += [delta[0, t].norm().item() for t in range(LENGTH)]
+                assert matrix[s, l].item() == pytest.approx(np.mean(changed) / np.mean(size) if l > s else 0, abs=1e-6)
+    above = [matrix[s, l].item() for s in range(LAYERS) for l in range(s + 1, LAYERS)]
+    assert pair_mean(matrix) == pytest.approx(sum(above) / len(above))
+
+
+@each_toggle
+def test_jacobian(toggle):
+    model, (idx, _) = build(**toggle), data(2)
+    scores = unchanged(model, lambda: analyze.jacobian_deviation(model, idx))
+    identity = torch.eye(WIDTH, dtype=torch.float64)
+    for layer, block in enumerate(model.blocks):
+        per_token = []
+        for row in idx:
+            with torch.no_grad():
+                h = states_of(model, row)[layer]
+            full = torch.autograd.functional.jacobian(block, h)[0, :, :, 0]       # (T_out, C_out, T_in, C_in)
+            per_token += list(full.sum(dim=0).permute(1, 2, 0))                   # sum over s -> (T_in, C_in, C_out)
+        mean = torch.stack(per_token).mean(dim=0)
+        expected = {
+            "deviation": (mean - identity).norm() / WIDTH,
+            "off_diagonal": (mean * (1 - identity)).norm() / WIDTH,
+            "diagonal_mean": mean.diagonal().mean(),
+            "spectral": torch.linalg.svdvals(mean)[0],
+            "per_token": torch.stack([(j - identity).norm() / WIDTH for j in per_token]).mean()}
+        for name, value in expected.items():
+            assert scores[name][layer].item() == pytest.approx(value.item(), abs=1e-6), name
+
+
+def test_jacobian_of_the_oracle_is_a_finite_difference():
+    """The convention, once more without autograd: shifting h_l[t, j] moves sum_s h_{l+1}[s, i] by J_t[j, i]."""
+    model, (idx, _) = build(), data(1)
+    block = model.blocks[1]
+    with torch.no_grad():
+        h = states_of(model, idx[0])[1]
+        mean = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+        for t in range(LENGTH):
+            for j in range(WIDTH):
+                step = torch.zeros_like(h)
+                step[0, t, j] = 1e-5
+                mean[j] += (block(h + step) - block(h - step))[0].sum(dim=0) / 2e-5 / LENGTH
+    deviation = (mean - torch.eye(WIDTH)).norm() / WIDTH
+    assert analyze.jacobian_deviation(model, idx)["deviation"][1].item() == pytest.approx(deviation.item(), abs=1e-6)
+
+
+@each_toggle
+def test_linear_maps_and_ratios(toggle):
+    model, (idx, targets), (fit_idx, _) = build(**toggle), data(), data(9, seed=1)
+    maps = unchanged(model, lambda: analyze.fit_linear_maps(model, fit_idx))
+    whole = loss_through(model, model.blocks, idx, targets)
+    for transposed in (False, True):
+        ratios = unchanged(model, lambda: analyze.linear_ratios(model, maps, idx, targets, transposed))
+        for layer in range(LAYERS):
+            with torch.no_grad():
+                pairs = [states_of(model, row)[layer:layer + 2] for row in fit_idx]
+                X, Y = (torch.cat([pair[side][0] for pair in pairs]).numpy() for side in (0, 1))
+                solution = np.linalg.lstsq(np.hstack([X, np.ones((len(X), 1))]), Y, rcond=None)[0]
+                W, b = torch.from_numpy(solution[:WIDTH].T if not transposed else solution[:WIDTH]), torch.from_numpy(solution[WIDTH])
+                functions = [*model.blocks[:layer], lambda h: h @ W.T + b, *model.blocks[layer + 1:]]
+                assert ratios[layer].item() == pytest.approx(loss_through(model, functions, idx, targets) / whole, abs=1e-6)
+
+
+@each_toggle
+def test_variance_similarity_and_lens(toggle):
+    model, (idx, _) = build(**toggle), data()
+    variance = unchanged(model, lambda: analyze.layer_variance(model, idx))
+    distance, influence = unchanged(model, lambda: analyze.angular_distance(model, idx))
+    lens = unchanged(model, lambda: analyze.logit_lens(model, idx))
+    with torch.no_grad():
+        states = [states_of(model, row) for row in idx]
+        stack = [torch.cat([s[l][0] for s in states]) for l in range(LAYERS + 1)]    # (tokens, C) for each l
+        assert variance["residual"].tolist() == pytest.approx([h.var(dim=1).mean().item() for h in stack])
+        for a in range(LAYERS + 1):
+            for b in range(LAYERS + 1):
+                cosines = [float(x @ y / x.norm() / y.norm()) for x, y in zip(stack[a], stack[b])]
+                angles = [math.acos(max(-1, min(1, c))) / math.pi for c in cosines]
+                assert distance[a, b].item() == pytest.approx(np.mean(angles), abs=1e-6)
+                if b == a + 1:
+                    assert influence[a].item() == pytest.approx(1 - np.mean(cosines), abs=1e-6)
+            early, final = (torch.distributions.Categorical(logits=model.head(model.norm(h))) for h in (stack[a], stack[-1]))
+            assert lens[a].item() == pytest.approx(torch.distributions.kl_divergence(early, final).mean().item(), abs=1e-6)
+    assert torch.equal(analyze.block_influence(model, idx), influence) and lens[-1] == 0
+
+
+def test_scores_do_not_depend_on_the_size_of_the_pieces(monkeypatch):
+    model, (idx, targets) = build(), data(5)
+    scores = []
+    for tokens in (LENGTH, 10**6):
+        monkeypatch.setattr(analyze, "TOKENS_AT_ONCE", tokens)
+        maps = analyze.fit_linear_maps(model, idx)
+        scores.append([analyze.prune_ratios(model, idx, targets), analyze.linear_ratios(model, maps, idx, targets), analyze.causal_matrix(model, idx),
+                       analyze.angular_distance(model, idx)[0], analyze.jacobian_deviation(model, idx)["per_token"]])
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(*scores))
+
+
+# Models whose answer is known -----------------------------------------------------------------------------------------
+
+def silence(block):
+    """Make a block exactly zero: it adds nothing to the stream."""
+    block.attention.output.weight.data.zero_()
+    block.mlp.down.weight.data.zero_()
+
+
+def test_a_zero_block_scores_nothing():
+    model, (idx, targets) = build(), data()
+    silence(model.blocks[2])
+    assert analyze.prune_ratios(model, idx, targets)[2] == 1
+    assert (analyze.causal_matrix(model, idx)[2] == 0).all()
+    jacobian = analyze.jacobian_deviation(model, idx)
+    assert jacobian["deviation"][2] == 0 and jacobian["per_token"][2] == 0 and jacobian["spectral"][2] == pytest.approx(1)
+    assert analyze.block_influence(model, idx)[2].item() == pytest.approx(0, abs=1e-12)
+    assert analyze.layer_variance(model, idx)["mlp"][2] == 0
+
+
+class LinearBlock(nn.Module):
+    """h -> h W^T + b with an asymmetric W: exactly linear, so its least-squares stand-in is the block itself."""
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.weight = nn.Parameter(torch.eye(WIDTH, dtype=torch.float64) + torch.randn(WIDTH, WIDTH, dtype=torch.float64, generator=generator) / 3)
+        self.bias = nn.Parameter(torch.randn(WIDTH, dtype=torch.float64, generator=generator))
+
+    def forward(self, h):
+        return F.linear(h, self.weight, self.bias)
+
+
+def test_a_linear_block_is_recovered_and_the_transposed_map_is_not_it():
+    model, (idx, targets), (fit_idx, _) = build(), data(), data(9, seed=1)
+    model.blocks[1] = LinearBlock()
+    maps = analyze.fit_linear_maps(model, fit_idx)
+    assert torch.allclose(maps[1][0], model.blocks[1].weight, atol=1e-8) and torch.allclose(maps[1][1], model.blocks[1].bias, atol=1e-8)
+    assert analyze.linear_ratios(model, maps, idx, targets)[1].item() == pytest.approx(1, abs=1e-9)
+    assert abs(analyze.linear_ratios(model, maps, idx, targets, transposed=True)[1].item() - 1) > 1e-3
+
+
+def test_the_fit_is_stable_where_features_span_ten_orders_of_magnitude(monkeypatch):
+    model, (fit_idx, _) = build(n_layer=1), data(40, seed=1)
+    model.blocks[0] = LinearBlock()
+    model.embedding.weight.data *= torch.logspace(-5, 5, WIDTH, dtype=torch.float64)
+    (W, b), = analyze.fit_linear_maps(model, fit_idx)
+    with torch.no_grad():
+        h = model.embed(fit_idx)
+        assert torch.allclose(F.linear(h, W, b), model.blocks[0](h), rtol=1e-6, atol=1e-6)
+
+
+def test_swapping_identical_blocks_changes_nothing():
+    model, (idx, targets) = build(), data()
+    model.blocks[3].load_state_dict(model.blocks[1].state_dict())
+    matrix = analyze.permutation_matrix(model, idx, targets)
+    assert matrix[1, 3] == matrix[3, 1] == 0 and matrix[0, 1] > 1e-4
+
+
+def test_summaries_by_hand():
+    assert analyze.usefulness([1.2, 1.05, 1.11, 0.9]) == 0.5
+    assert analyze.usefulness([1.2, 1.05, 1.11, 0.9], 1.01) == 0.75
+    assert analyze.effective_depth([1.5, 1.5, 1.0, 0.9]) == pytest.approx(2)
+    assert analyze.effective_depth([1.3, 1.1]) == pytest.approx(0.4 ** 2 / (0.09 + 0.01))
+    assert pair_mean(torch.zeros(1, 1)) is None
+
+
+def test_interrupted_interventions_leave_the_model_as_it_was():
+    model, (idx, targets) = build(), data()
+    before = model(idx)[0]
+    calls = []
+
+    def interrupt(module, args):
+        calls.append(1)
+        if len(calls) > 8:
+            raise KeyboardInterrupt
+    handle = model.norm.register_forward_pre_hook(interrupt)
+    for score in (analyze.permutation_matrix, lambda m, i, t: analyze.cumulative_pruning(m, i, t, "greedy")):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            score(model, idx, targets)
+    handle.remove()
+    for interrupted in (analyze.layer_variance, analyze.jacobian_deviation):
+        handle = model.blocks[2].register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(model, idx)
+        handle.remove()
+    assert torch.equal(model(idx)[0], before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# Choices ----------------------------------------------------------------------------------------------------------
+
+def test_choices_are_scored_by_mean_log_probability():
+    model = build()
+    encode = lambda text: [ord(letter) - 97 for letter in text]  # noqa: E731
+    rng = np.random.default_rng(0)
+    spell = lambda n: "".join(chr(97 + i) for i in rng.integers(11, size=n))  # noqa: E731
+    items, right = [], 0
+    for _ in range(40):
+        item = {"context": spell(rng.integers(1, 9)), "choices": [spell(rng.integers(1, 8)) for _ in range(3)], "answer": int(rng.integers(3))}
+        items.append(item)
+        means = []
+        for choice in item["choices"]:
+            choice = encode(choice)[:LENGTH]
+            ids = (encode(item["context"]) + choice)[-(LENGTH + 1):]
+            log_probability = model(torch.tensor([ids[:-1]]))[0][0].log_softmax(-1)
+            scored = [log_probability[t, ids[t + 1]].item() for t in range(len(ids) - 1)][-len(choice):]
+            means.append(np.mean(scored))
+        right += int(np.argmax(means)) == item["answer"]
+    result = analyze.choice_accuracy(model, items, encode)
+    assert result["accuracy"] == right / 40 and result["items"] == 40
+    assert result["standard_error"] == pytest.approx(math.sqrt(right / 40 * (1 - right / 40) / 40))
+
+
+@pytest.mark.parametrize("line", ["{", '{"context": "a", "choices": ["b"]}', '{"context": "a", "choices": ["b", "c"], "answer": 2}', '{"context": "a", "choices": ["b", ""], "answer": 0}', "[]"])
+def test_bad_task_files_are_refused_with_their_line(tmp_path, line):
+    good = json.dumps({"context": "a", "choices": ["b", "c"], "answer": 1})
+    (tmp_path / "task.jsonl").write_text(good + "\n" + line + "\n")
+    with pytest.raises(analyze.BadInput, match="line 2"):
+        analyze.load_items(tmp_path / "task.jsonl")
+
+
+# Intervals and verdicts ----------------------------------------------------------------------------------------------
+
+def test_student_t_against_the_tables():
+    for level, df, quantile in ((0.95, 1, 12.706), (0.95, 2, 4.303), (0.95, 4, 2.776), (0.95, 30, 2.042), (0.99, 2, 9.925), (0.9875, 2, 8.860)):
+        assert analyze.student_t(level, df) == pytest.approx(quantile, rel=1e-3)
+
+
+@pytest.mark.parametrize("n, level", [(2, 0.95), (3, 0.95), (5, 0.95), (3, 0.8)])
+def test_intervals_cover_the_truth_as_often_as_they_say(n, level):
+    rng = np.random.default_rng(0)
+    hits = [abs(mean - 7) <= half for mean, half in (interval(rng.normal(7, 3, size=n), level) for _ in range(3000))]
+    assert np.mean(hits) == pytest.approx(level, abs=0.015)
+    assert interval([3.0]) == (3.0, math.inf)
+
+
+def noisy(means, n_seeds, sd=0.02, seed=0):
+    return np.array(means)[:, None] + sd * np.random.default_rng(seed).normal(size=(len(means), n_seeds))
+
+
+@pytest.mark.parametrize("shape, means, verdict", [
+    ("rises", [1, 2, 3, 4], "supported"), ("rises", [4, 3, 2, 1], "opposed"),
+    ("falls", [4, 3, 2, 1], "supported"), ("falls", [1, 2, 3, 4], "opposed"),
+    ("negative", [9, 9, -1], "supported"), ("negative", [-9, -9, 1], "opposed"),
+    ("last wins", [1, 2, 0, 3], "supported"), ("last wins", [1, 3, 0, 2], "opposed"),
+    ("best inside", [1, 3, 2, 1], "supported"), ("best inside", [3, 2, 2, 1], "opposed"), ("best inside", [1, 3, 3], "undecided"),
+    ("best inside", [1, 2], "undecided"), ("no worse", [1.0, 1.0, 0.9], "supported"), ("no worse", [1.0, 1.0, 1.2], "opposed")])
+def test_verdicts_on_sweeps_with_known_answers(shape, means, verdict):
+    assert judge(noisy(means, 4), shape)[0] == verdict
+    assert judge(noisy(means, 1), shape)[0] == "undecided"          # one seed decides nothing
+    assert judge(noisy(means, 3, sd=50), shape)[0] == "undecided"   # nor do three that scatter
+
+
+def test_verdicts_take_logarithms_and_directions():
+    grows = np.exp(noisy([0, 2, 4], 3))
+    verdict, effect, half = judge(grows, "rises", log=True)
+    assert verdict == "supported" and effect == pytest.approx(2, abs=0.05) and half < 0.2
+    dip = noisy([3, 1, 3], 3)
+    assert judge(dip, "best inside", better=-1)[0] == "supported" and judge(dip, "best inside", better=1)[0] == "opposed"
+    assert judge(noisy([1.3, 1.0], 3, 0.001), "no worse", sparser=-1)[0] == "opposed"  # the first is the sparser one
+    assert judge(noisy([1.3, 1.0], 3, 0.001), "no worse", sparser=1)[0] == "supported"
+
+
+@pytest.mark.parametrize("shape", ["rises", "falls", "negative", "last wins", "best inside", "no worse"])
+def test_noise_around_zero_is_seldom_called_an_effect(shape):
+    called = {"supported": 0, "opposed": 0, "undecided": 0}
+    for seed in range(400):
+        means = np.full(5, 0.0 if shape in ("negative", "last wins", "rises", "falls", "best inside") else 1.0)
+        called[judge(noisy(means, 3, sd=0.1, seed=seed), shape)[0]] += 1
+    assert called["supported"] + called["opposed"] <= 0.075 * 400
+
+
+def made_up_run(seed=0, variance=1.0, **config):
+    base = dict(n_layer=4, weight_decay=0.1, block_size=16, n_kv_head=4, n_expert=0, batch_size=4, gradient_accumulation_steps=1,
+                attention="full", window=4, stride=4, topk=4, learning_rate=1e-3, seed=seed)
+    analysis = {"causal": 1, "permutation": 1, "usefulness": {"held_out": 1}, "n_eff_share": 1, "jacobian": {"deviation": [1, 0.5]},
+                "densities": {"weight": 1, "attention": 1, "key_value": 1, "expert": 1}}
+    log = [{"step": 0, "variance": [1, 2]}]
+    return Run("", seed, {**base, **config}, {"perplexity": 10.0, "last_layer_variance": variance}, log, analysis)
+
+
+def names(points):
+    return {claim.name for claim, *_ in analyze.judge_sweep(points)}
+
+
+def test_claims_speak_only_of_what_was_swept_alone():
+    sweep = lambda option, values, **also: {str(v): [made_up_run(seed, **{option: v}, **{k: f(v) for k, f in also.items()})  # noqa: E731
+                                                     for seed in range(3)] for v in values}
+    assert names(sweep("n_layer", [4, 8])) == {"C1", "C2", "C3", "C3+"}
+    assert names(sweep("weight_decay", [0.0, 0.1, 1.0])) == {"C4"}
+    assert names(sweep("block_size", [16, 32], batch_size=lambda T: 64 // T)) == {"C5"}
+    assert names(sweep("n_kv_head", [1, 4])) == {"C6"} and names(sweep("n_expert", [0, 8])) == {"C7"}
+    assert names(sweep("window", [2, 4], attention=lambda w: "window")) == {"C9", "C10"}
+    assert names(sweep("n_layer", [4, 8], learning_rate=lambda L: 1 / L)) == set()   # two things changed at once
+    assert names({"one": [made_up_run(seed) for seed in range(3)]}) == set()
+
+
+def test_a_sweep_is_judged_in_the_order_of_its_option_and_on_shared_seeds():
+    values = {16: 4.0, 2: 1.0, 8: 3.0, 4: 2.0}   # given out of order
+    points = {str(L): [made_up_run(seed, variance=math.exp(v + 0.01 * seed), n_layer=L) for seed in range(3)] for L, v in values.items()}
+    points["4"] = points["4"][1:]
+    claim, verdict, effect, half, n_seeds = analyze.judge_sweep(points)[0]
+    assert (claim.name, verdict, n_seeds) == ("C1", "supported", 2) and effect == pytest.approx(1)
+
+
+def test_mask_density_counts_causal_pairs():
+    assert analyze.mask_density(made_up_run().config) == 1
+    assert analyze.mask_density(made_up_run(attention="window", window=1).config) == pytest.approx(16 / 136)
+    assert analyze.mask_density(made_up_run(attention="topk", topk=2).config) == pytest.approx(31 / 136)

@@ -1,0 +1,44 @@
+"""What only a GPU runs: compiled blocks, FlexAttention's block masks and bf16 experts, against the plain fp32 model."""
+import pytest
+import torch
+
+from model import GPT, GPTConfig, flex_mask
+from test_model import TOGGLES
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SHAPE = dict(block_size=256, vocab_size=512, n_layer=3, n_head=4, n_embd=128, mlp_hidden=256)
+ON_GPU = {**TOGGLES, "window": dict(attention="window", window=40), "strided": dict(attention="strided", stride=32),
+          "topk": dict(attention="topk", topk=16), "moe": dict(n_expert=8, expert_hidden=128),
+          "together": dict(n_kv_head=2, attention="strided", stride=24, n_expert=4, expert_hidden=64, layer_norm_scaling=True)}
+
+
+def gradients(options, compiled, dtype):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**SHAPE, **options})).cuda()
+    for parameter in model.parameters():
+        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+    model.compute_dtype = dtype
+    if compiled:
+        model.compile_blocks()
+    idx = torch.randint(512, (4, 257), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    _, loss = model(idx[:, :-1], idx[:, 1:])
+    (loss + model.router_loss()).backward()
+    return loss.item(), [p.grad.double() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_compiled_bf16_gradients_follow_eager_fp32(name):
+    if name == "topk":  # rounding changes which keys are chosen, so only the compilation is checked
+        (loss, compiled), (reference, eager) = (gradients(ON_GPU[name], c, torch.float32) for c in (True, False))
+    else:
+        (loss, compiled), (reference, eager) = gradients(ON_GPU[name], True, torch.bfloat16), gradients(ON_GPU[name], False, torch.float32)
+    assert loss == pytest.approx(reference, rel=3e-3)
+    moe = "n_expert" in ON_GPU[name]  # rounding sends a few tokens to other experts
+    for ours, plain in zip(compiled, eager):
+        assert (ours - plain).norm() <= (0.2 if moe else 0.05) * plain.norm() + 1e-12
+
+
+@pytest.mark.parametrize("options", [dict(attention="window", window=512), dict(attention="strided", stride=128)])
+def test_block_masks_skip_work(options):
+    config = GPTConfig(block_size=8192, n_embd=64, n_head=2, **options)
+    assert flex_mask(config, "cuda").sparsity() > 85  # per cent of blocks skipped, of the whole square; causal skips 49

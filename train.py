@@ -1,0 +1,452 @@
+"""How it is trained: config -> runs -> run folders.
+
+    python train.py configs/demo.toml                             every point of the sweep, one after another
+    python train.py configs/depth.toml --n_layer=4,8 --seed=0     other values; a list, with commas, is swept
+    torchrun --nproc_per_node=4 train.py configs/depth.toml       the points shared out among four GPUs
+
+A config is TOML whose flat keys are the fields of model.GPTConfig and of TrainConfig below. Lists under [sweep]
+are crossed; each [[point]] is a set of overrides, with a `name` if it likes. Each point trains into
+out/<config>/<point>/: config.json, log.jsonl, ckpt.pt and, once it is finished, summary.json. The same command,
+started again after any kind of death, skips what is finished and goes on from the last evaluation.
+"""
+import argparse
+import inspect
+import itertools
+import json
+import math
+import os
+import re
+import statistics
+import sys
+import time
+import tomllib
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils._triton import has_triton
+from tqdm import tqdm
+
+from model import GPT, GPTConfig, cross_entropy, refuse
+
+DATA = Path(__file__).parent / "data"
+WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile")  # may differ between two starts of the same run
+
+
+class BadInput(Exception):
+    """One sentence for the person at the keyboard: what is wrong and what to do."""
+
+
+@dataclass
+class TrainConfig:
+    dataset: str = "pycode"     # a folder under data/, made by data/prepare.py
+    out_dir: str = "out"        # runs go to out_dir/<config>/<point>
+    batch_size: int = 32        # sequences at once; halve it and double the next for a smaller GPU: same result
+    gradient_accumulation_steps: int = 1  # batches per step
+    learning_rate: float = 1e-3 # at its peak
+    min_lr: float = -1.0        # at the end of the cosine; negative: a tenth of learning_rate
+    weight_decay: float = 0.1   # of matrices and embeddings
+    warmup_iters: int = 100     # steps of linear warm-up
+    max_iters: int = 1000       # steps in all
+    eval_interval: int = 250    # steps between validations, which are also the checkpoints
+    eval_iters: int = 10        # validation tokens, in training steps' worth
+    log_interval: int = 25      # steps between lines of log.jsonl
+    grad_clip: float = 1.0      # largest gradient norm; 0: no clipping
+    seed: int = 0               # of the weights and of the order of the data
+    device: str = "auto"        # auto, cpu, cuda or cuda:N
+    dtype: str = "auto"         # of the residual stream and the products: auto, float32 or bfloat16
+    compile: bool = True        # torch.compile on the GPU
+
+    def __post_init__(self):
+        self.min_lr = self.learning_rate / 10 if self.min_lr < 0 else self.min_lr
+        for name, least in dict(batch_size=1, gradient_accumulation_steps=1, max_iters=1, eval_interval=1, eval_iters=1, log_interval=1,
+                                learning_rate=0, weight_decay=0, warmup_iters=0, grad_clip=0, seed=0).items():
+            refuse(getattr(self, name) < least, f"{name} = {getattr(self, name)} must be at least {least}")
+        refuse(self.dtype not in ("auto", "float32", "bfloat16"), f'dtype = "{self.dtype}" must be auto, float32 or bfloat16')
+
+    @property
+    def sequences_per_step(self):
+        return self.batch_size * self.gradient_accumulation_steps
+
+
+# Config -> points ---------------------------------------------------------------------------------------------
+
+OPTIONS = {field.name: field for config in (GPTConfig, TrainConfig) for field in fields(config)}
+
+
+def check_option(name, value, source):
+    """The value as the field's type; raises BadInput for a name or a type that the dataclasses do not know."""
+    if name not in OPTIONS:
+        raise BadInput(f"{source}: there is no option {name}; python train.py --help lists them all")
+    kind = OPTIONS[name].type
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise BadInput(f"{source}: {name} = {value!r} must be of type {kind.__name__}")
+    return value
+
+
+def parse_override(name, text):
+    """'4' -> [4], '4,8' -> [4, 8], 'window,full' -> ['window', 'full']: the text as the field's type, always a list."""
+    if OPTIONS[name].type is bool:
+        text = text.lower()
+    try:
+        values = tomllib.loads(f"values = [{text}]")["values"]
+    except tomllib.TOMLDecodeError:
+        values = text.split(",")
+    if OPTIONS[name].type is str:
+        values = [str(value) for value in values]
+    return [check_option(name, value, "command line") for value in values]
+
+
+def load_points(path, overrides):
+    """Config file and {option: [values]} -> {point name: (GPTConfig, TrainConfig)}, in the order they run.
+
+    An override of a swept option replaces its list; one with several values becomes a sweep; any other replaces
+    the value wherever the file gives it. Raises BadInput, naming file and key."""
+    try:
+        config = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path} is not valid TOML: {error}") from None
+    sweep, points = config.pop("sweep", {}), config.pop("point", [{}])
+    for name, values in overrides.items():
+        if name in sweep or len(values) > 1:
+            sweep[name] = values
+        else:
+            config[name] = values[0]
+            points = [{**point, name: values[0]} if name in point else point for point in points]
+    for name, values in sweep.items():
+        if not isinstance(values, list) or not values:
+            raise BadInput(f"{path}: [sweep] {name} = {values!r} must be a list of values")
+        sweep[name] = [check_option(name, value, path) for value in values]
+    resolved = {}
+    for point, *swept in itertools.product(points, *sweep.values()):
+        changes = {**point, **dict(zip(sweep, swept))}
+        parts = {**({} if "name" in point else point), **dict(zip(sweep, swept))}
+        parts = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in parts.items()]
+        name = ",".join(([changes.pop("name")] if "name" in point else []) + parts) or "run"
+        if name in resolved:
+            raise BadInput(f"{path}: two points are called {name}: give each [[point]] a name of its own")
+        options = {k: check_option(k, v, path) for k, v in {**config, **changes}.items()}
+        resolved[name] = build_configs(options, f"{path}, {name}")
+    return resolved
+
+
+def build_configs(options, source):
+    if "vocab_size" not in options:  # as many as the data has
+        options = {**options, "vocab_size": load_meta(options.get("dataset", TrainConfig.dataset))["vocab_size"]}
+    try:
+        return tuple(kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options}) for kind in (GPTConfig, TrainConfig))
+    except ValueError as error:
+        raise BadInput(f"{source}: {error}") from None
+
+
+# Data ---------------------------------------------------------------------------------------------------------
+
+def load_meta(dataset):
+    try:
+        return json.loads((DATA / dataset / "meta.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        raise BadInput(f"data/{dataset} is not prepared: run python data/prepare.py first (--help lists the sources)") from None
+
+
+def load_tokens(dataset, split, model_config):
+    """data/<dataset>/<split>.bin as a uint16 memory map. Raises BadInput where file, meta.json and model do not agree."""
+    meta, path = load_meta(dataset), DATA / dataset / f"{split}.bin"
+    wanted = 2 * meta["tokens"][split]
+    size = path.stat().st_size if path.exists() else 0
+    if size != wanted:
+        raise BadInput(f"{path} has {size:,} bytes where meta.json promises {wanted:,}: prepare data/{dataset} again")
+    if meta["vocab_size"] > model_config.vocab_size:
+        raise BadInput(f"vocab_size = {model_config.vocab_size} is too small for data/{dataset}, whose tokens go up to "
+                       f"{meta['vocab_size'] - 1}: leave vocab_size out, or prepare the data with fewer")
+    if meta["tokens"][split] <= model_config.block_size:
+        raise BadInput(f"{path} has {meta['tokens'][split]:,} tokens, too few for block_size = {model_config.block_size}")
+    return np.memmap(path, dtype=np.uint16, mode="r")
+
+
+def take_sequences(tokens, offsets, block_size, device):
+    """(len(offsets), block_size) inputs and the same, one position on, as targets."""
+    rows = torch.from_numpy(tokens[offsets[:, None] + np.arange(block_size + 1)].astype(np.int64))
+    if torch.device(device).type == "cuda":
+        rows = rows.pin_memory().to(device, non_blocking=True)
+    return rows[:, :-1], rows[:, 1:]
+
+
+def training_offsets(config, n_tokens, block_size, step):
+    """Where step's sequences start: a function of seed and step alone, so a resumed run needs no random state."""
+    return np.random.default_rng((config.seed, step)).integers(n_tokens - block_size, size=config.sequences_per_step)
+
+
+def validation_offsets(config, n_tokens, block_size):
+    """Back to back from the start of val.bin, so that points with equal tokens a step, whatever their context
+    length, predict the same tokens."""
+    n_sequences = min(config.eval_iters * config.sequences_per_step, (n_tokens - 1) // block_size)
+    return np.arange(n_sequences) * block_size
+
+
+# Measuring while training -------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def forward_with_variance(model, idx):
+    """Run idx (B, T) through the blocks: h_L (B, T, C), and the variance over features, averaged over tokens, of
+    {"residual": h_0 .. h_L (L + 1 numbers), "attention": the branches' outputs (L), "mlp": the same (L)}.
+    In fp32 or better whatever the stream's dtype. Paper: `h_l.var(dim=-1)`, unbiased."""
+    variance = {"residual": [], "attention": [], "mlp": []}
+
+    def record(kind):
+        def hook(module, args, output):
+            variance[kind].append((output if output.dtype == torch.float64 else output.float()).var(dim=-1).mean())
+        return hook
+
+    h = model.embed(idx)
+    record("residual")(None, None, h)
+    handles = [module.register_forward_hook(record(kind)) for block in model.blocks for kind, module in
+               (("residual", block), ("attention", block.attention), ("mlp", block.mlp))]
+    try:
+        for block in model.blocks:
+            h = block(h)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return h, {kind: torch.stack(values) for kind, values in variance.items()}
+
+
+@torch.no_grad()
+def evaluate(model, tokens, config):
+    """Cross-entropy alone (no router losses) and variances on the fixed validation set."""
+    model.eval()
+    T, device = model.config.block_size, model.head.weight.device
+    offsets = validation_offsets(config, len(tokens), T)
+    # Uncompiled: a second compilation, for evaluation, would cost more than it saves.
+    eager = torch.compiler.set_stance("force_eager") if device.type == "cuda" else nullcontext()
+    loss, totals = 0.0, {}
+    with eager:
+        for batch in np.array_split(offsets, math.ceil(len(offsets) / config.batch_size)):
+            idx, targets = take_sequences(tokens, batch, T, device)
+            h, variance = forward_with_variance(model, idx)
+            share = len(batch) / len(offsets)
+            loss += share * cross_entropy(model.read_out(h), targets).mean()
+            totals = {kind: totals.get(kind, 0) + share * values for kind, values in variance.items()}
+    model.train()
+    return {"val_loss": loss.item(), "variance": totals["residual"].tolist(),
+            "attention_variance": totals["attention"].tolist(), "mlp_variance": totals["mlp"].tolist()}
+
+
+# One run ------------------------------------------------------------------------------------------------------
+
+def choose_hardware(config):
+    """-> device, dtype, whether to compile, and one line on what this GPU cannot do (empty: nothing)."""
+    name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name if config.device == "auto" else config.device).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device = {config.device} cannot be used here ({str(error).splitlines()[0]})") from None
+    on_gpu = device.type == "cuda"
+    real_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = {"auto": torch.bfloat16 if real_bf16 else torch.float32}.get(config.dtype) or getattr(torch, config.dtype)
+    lacking = [what for what, has in (("bfloat16", real_bf16), ("Triton", has_triton())) if on_gpu and not has]
+    note = f"this GPU has no {' and no '.join(lacking)}: training works, only slower" if lacking else ""
+    return device, dtype, config.compile and on_gpu and has_triton(), note
+
+
+def learning_rate_at(step, config):
+    """Linear warm-up from 0, then a cosine down to min_lr at max_iters."""
+    if step < config.warmup_iters:
+        return config.learning_rate * (step + 1) / config.warmup_iters
+    progress = (step - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)
+    return config.min_lr + 0.5 * (config.learning_rate - config.min_lr) * (1 + math.cos(math.pi * progress))
+
+
+def build_training(model_config, config):
+    """The model on its device and its optimizer, seeded."""
+    device, dtype, compiled, _ = choose_hardware(config)
+    torch.manual_seed(config.seed)
+    model = GPT(model_config).to(device)
+    model.compute_dtype = dtype
+    if compiled:
+        model.compile_blocks()
+    optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.learning_rate,
+                                  betas=(0.9, 0.95), eps=1e-8, fused=True)
+    return model, optimizer
+
+
+def update(model, optimizer, tokens, config, step):
+    """One optimizer step -> its cross-entropy (mean over all its batches) and gradient norm, still on the device."""
+    T, device = model.config.block_size, model.head.weight.device
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(step, config)
+    loss = torch.zeros((), device=device)
+    for offsets in np.split(training_offsets(config, len(tokens), T, step), config.gradient_accumulation_steps):
+        idx, targets = take_sequences(tokens, offsets, T, device)
+        _, batch_loss = model(idx, targets)
+        ((batch_loss + model.router_loss()) / config.gradient_accumulation_steps).backward()
+        loss += batch_loss.detach() / config.gradient_accumulation_steps
+    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, gradient_norm
+
+
+def write_json(path, content):
+    """Under a temporary name first, so that a file is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def load_checkpoint(folder, map_location):
+    try:
+        return torch.load(folder / "ckpt.pt", map_location=map_location, weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise BadInput(f"{folder / 'ckpt.pt'} cannot be read ({type(error).__name__}): delete {folder} to train it again") from None
+
+
+def load_run(folder, device="cpu"):
+    """A trained model, fp32 and in eval mode, with its TrainConfig. Raises BadInput."""
+    folder = Path(folder)
+    try:
+        options = json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        raise BadInput(f"{folder} is not a run folder: it has no readable config.json") from None
+    model_config, config = build_configs({k: v for k, v in options.items() if k in OPTIONS}, folder / "config.json")
+    model = GPT(model_config).to(device)
+    model.load_state_dict(load_checkpoint(folder, device)["model"])
+    return model.eval(), config
+
+
+def read_log(folder):
+    """The lines of log.jsonl, without a last one that a kill cut short."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().split("\n")[:-1]]
+
+
+def finished(folder, identity):
+    """Is this very run done? Raises BadInput where the folder holds another one's work."""
+    if not (folder / "config.json").exists():
+        return False
+    was = json.loads((folder / "config.json").read_text())
+    changed = [f"{k} was {was.get(k)}, now {v}" for k, v in identity.items() if k not in WHERE_NOT_WHAT and was.get(k) != v]
+    if changed:
+        raise BadInput(f"{folder} holds a run of another config ({'; '.join(changed)}): delete it, or set --out_dir")
+    return (folder / "summary.json").exists()
+
+
+def train(folder, model_config, config, bar_position=0):
+    """Train one point into its folder, from its checkpoint if it has one; returns its summary."""
+    train_tokens, val_tokens = (load_tokens(config.dataset, split, model_config) for split in ("train", "val"))
+    identity = {**asdict(model_config), **asdict(config), "data_sha256": load_meta(config.dataset)["sha256"]}
+    if finished(folder, identity):
+        return json.loads((folder / "summary.json").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", identity)
+    model, optimizer = build_training(model_config, config)
+    device, tokens_per_step = model.head.weight.device, config.sequences_per_step * model_config.block_size
+    step, seconds, log = 0, 0.0, []
+    if (folder / "ckpt.pt").exists():
+        checkpoint = load_checkpoint(folder, device)
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        step, seconds = checkpoint["step"], checkpoint["seconds"]
+        log = [line for line in read_log(folder) if line["step"] <= step]
+    else:
+        log = [{"step": 0, "tokens": 0, **evaluate(model, val_tokens, config)}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+
+    started, last_time, last_step = time.perf_counter() - seconds, time.perf_counter(), step
+    bar = tqdm(total=config.max_iters, initial=step, desc=folder.name, unit="step", position=bar_position, leave=False, disable=None)
+    diverged = False
+    while step < config.max_iters and not diverged:
+        loss, gradient_norm = update(model, optimizer, train_tokens, config, step)
+        step += 1
+        bar.update()
+        evaluates = step % config.eval_interval == 0 or step == config.max_iters
+        if step % config.log_interval and not evaluates:
+            continue
+        loss, gradient_norm = loss.item(), gradient_norm.item()  # waits for the device
+        diverged = not (math.isfinite(loss) and math.isfinite(gradient_norm))
+        if diverged:
+            break
+        speed = (step - last_step) * tokens_per_step / (time.perf_counter() - last_time)
+        line = {"step": step, "tokens": step * tokens_per_step, "train_loss": loss, "lr": learning_rate_at(step - 1, config),
+                "grad_norm": gradient_norm, "tokens_per_second": speed}
+        bar.set_postfix(loss=f"{loss:.3f}", tokens_per_second=f"{speed:,.0f}")
+        if evaluates:
+            line |= evaluate(model, val_tokens, config)
+            diverged = not math.isfinite(line["val_loss"])
+        log.append(line)
+        with open(folder / "log.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if evaluates and not diverged:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                        "seconds": time.perf_counter() - started}, folder / "ckpt.pt.tmp")
+            os.replace(folder / "ckpt.pt.tmp", folder / "ckpt.pt")
+        last_time, last_step = time.perf_counter(), step
+    bar.close()
+    summary = summarise(log, model, step, time.perf_counter() - started, diverged)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def summarise(log, model, step, seconds, diverged):
+    validated = next(line for line in reversed(log) if "val_loss" in line)
+    speeds = [line["tokens_per_second"] for line in log if "tokens_per_second" in line]
+    device = model.head.weight.device
+    return {"val_loss": None if diverged else validated["val_loss"],
+            "perplexity": None if diverged else math.exp(validated["val_loss"]),
+            "last_layer_variance": None if diverged else validated["variance"][-1],
+            "params": model.count_parameters(), "active_params": model.count_parameters(active=True),
+            "tokens": log[-1]["tokens"], "seconds": seconds, "tokens_per_second": statistics.median(speeds) if speeds else None,
+            "diverged": diverged, "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
+
+
+# Command line -------------------------------------------------------------------------------------------------
+
+def parse_arguments(argv):
+    """The config's path and {option: [values]}; --help shows the dataclasses' own comments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python train.py CONFIG [--option=value ...]", allow_abbrev=False)
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
+    comments = dict(re.findall(r"^    (\w+): \w+ = [^#\n]*# (.*)$", inspect.getsource(GPTConfig) + inspect.getsource(TrainConfig), re.M))
+    for name, field in OPTIONS.items():
+        parser.add_argument(f"--{name}", metavar=field.type.__name__, help=f"{comments.get(name, '')} (default {field.default})")
+    arguments = vars(parser.parse_args(argv))
+    path = Path(arguments.pop("config"))
+    return path, {name: parse_override(name, text) for name, text in arguments.items() if text is not None}
+
+
+def run_sweep(path, overrides):
+    points = load_points(path, overrides)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    mine = list(points.items())[rank::world_size]  # torchrun: points are independent, so sharing them out is all
+    if rank == 0 and (note := choose_hardware(next(iter(points.values()))[1])[-1]):
+        print(note, file=sys.stderr)
+    for name, (model_config, config) in tqdm(mine, desc=path.stem, unit="run", position=2 * rank, disable=None):
+        summary = train(Path(config.out_dir) / path.stem / name, model_config, config, bar_position=2 * rank + 1)
+        result = "diverged" if summary["diverged"] else (
+            f"val_loss {summary['val_loss']:.4f}  perplexity {summary['perplexity']:.2f}  "
+            f"last_layer_variance {summary['last_layer_variance']:.4g}")
+        tqdm.write(f"{name}  {result}  {summary['seconds']:.0f} s")
+
+
+def main(argv=None):
+    try:
+        run_sweep(*parse_arguments(argv))
+        return
+    except BadInput as error:
+        sentence = error
+    except OSError as error:
+        sentence = f"{error.filename}: {error.strerror}"
+    except torch.OutOfMemoryError:
+        sentence = "out of GPU memory: halve batch_size and double gradient_accumulation_steps, which gives the same result"
+    except KeyboardInterrupt:
+        print("\ntrain.py: stopped; the same command goes on from the last evaluation", file=sys.stderr)
+        sys.exit(130)
+    print(f"train.py: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
