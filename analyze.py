@@ -19,7 +19,7 @@ import json
 import math
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,14 +29,16 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.prepare import BadInput as BadTokenizer, tokenizer
-from model import GPTConfig, cross_entropy, visible
-from sparsity import densities
-from train import (DATA, BadInput, TrainConfig, choose_hardware, forward_with_variance, load_meta, load_run, load_tokens, read_log,
-                   take_sequences, write_json)
+from data import read
+from data.prepare import BadInput, tokenizer
+from data.read import held_out_sequences, load_meta
+from model import GPTConfig, cross_entropy
+from sparsity import densities, mask_density
+from train import TrainConfig, choose_hardware, forward_with_variance, load_run, read_log, write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen, so that no screen is needed)
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 NUMBERS_AT_ONCE = 2**30   # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
@@ -77,15 +79,6 @@ def intervention_losses(model, idx, targets, interventions, blocks=None):
         for i, (start, rest) in enumerate(interventions):
             total[i] += cross_entropy(model.read_out(run(rest, states[start])), wanted).double().sum()
     return (total / targets.numel()).cpu()
-
-
-def held_out_sequences(config, model_config, n_sequences, length=512, device="cpu", parity=0):
-    """n_sequences windows of at most `length` tokens, evenly spaced over val.bin, as inputs and targets (N, T). Parity
-    0 and 1 interleave: two sets of different sequences."""
-    tokens, T = load_tokens(config.dataset, "val", model_config), min(length, model_config.block_size)
-    n_sequences = max(1, min(n_sequences, len(tokens) // (T + 1) // 2))
-    spaced = np.linspace(0, len(tokens) - T - 1, 2 * n_sequences).astype(int)
-    return take_sequences(tokens, spaced[parity::2], T, device)
 
 
 # Scores -----------------------------------------------------------------------------------------------------------
@@ -347,11 +340,7 @@ def to_lists(tensors):
 def load_items(path):
     """A JSONL of {"context", "choices", "answer"}; raises BadInput naming file and line."""
     items = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read ({error}): --task wants a JSONL file") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             item = json.loads(line)
             good = item["context"] and all(item["choices"]) and 0 <= item["answer"] < len(item["choices"])
@@ -360,8 +349,6 @@ def load_items(path):
         if not good:
             raise BadInput(f'{path}, line {number}: must be {{"context": text, "choices": [texts], "answer": index}}')
         items.append(item)
-    if not items:
-        raise BadInput(f"{path} holds no items")
     return items
 
 
@@ -374,11 +361,9 @@ def analyse_run(folder, n_sequences=100, task=None):
     model, config = load_run(folder, device)
     analysis = score_run(model, config, n_sequences, device)
     encode = tokenizer(load_meta(config.dataset)["vocab_size"]).encode_ordinary
-    choices = DATA / config.dataset / "choices.jsonl"
-    if choices.stat().st_size:
-        analysis["choices"] = choice_accuracy(model, load_items(choices)[:20 * n_sequences], encode)
-    if task is not None:
-        analysis["task"] = {"file": task.name, **choice_accuracy(model, load_items(task), encode)}
+    for name, path, most in (("choices", read.DATA / config.dataset / "choices.jsonl", 20 * n_sequences), ("task", task, None)):
+        if path and (items := load_items(path)[:most]):
+            analysis[name] = {"file": path.name, **choice_accuracy(model, items, encode)}
     write_json(folder / "analysis.json", {**analysis, "torch": torch.__version__, "device": str(device)})
 
 
@@ -390,24 +375,23 @@ class Run:
     seed: int
     config: dict
     summary: dict
-    log: list
-    analysis: dict
+    log: list           # the lines of log.jsonl that hold a validation
+    analysis: dict      # None where the run diverged
 
 
-def load_sweep(folder):
-    """{point: [Run, one per seed]} of the analysed runs, points in natural order (4 before 16), and the names of the
-    runs that diverged, of which nothing else can be said."""
-    runs, diverged = [], []
-    for path in (file.parent for file in sorted(folder.glob("*/summary.json"))):
-        if json.loads((path / "summary.json").read_text())["diverged"]:
-            diverged.append(path.name)
-        elif (path / "analysis.json").exists():
-            config, summary, analysis = (json.loads((path / f"{name}.json").read_text()) for name in ("config", "summary", "analysis"))
-            point = re.sub(r",?seed=\d+", "", path.name).lstrip(",") or "run"
-            runs.append(Run(point, config["seed"], config, summary, read_log(path), analysis))
-    runs.sort(key=lambda run: [float(part) if re.fullmatch(r"[\d.]+", part) else part for part in
-                               re.split(r"([\d.]+)", f" {run.point} ")] + [float(run.seed)])
-    return {point: [run for run in runs if run.point == point] for point in dict.fromkeys(run.point for run in runs)}, diverged
+def read_runs(path):
+    """All finished runs of a sweep's folder, or of the JSON file that --publish made of one; [Run], in natural order
+    of their points (4 before 16)."""
+    if path.suffix == ".json":
+        return [Run(**run) for run in json.loads(path.read_text())]
+    runs = []
+    for folder in (file.parent for file in path.glob("*/summary.json")):
+        config, summary, analysis = (json.loads(file.read_text()) if file.exists() else None for file in
+                                     (folder / f"{name}.json" for name in ("config", "summary", "analysis")))
+        point = re.sub(r",?seed=\d+", "", folder.name).lstrip(",") or "run"
+        runs.append(Run(point, config["seed"], config, summary, [line for line in read_log(folder) if "val_loss" in line], analysis))
+    return sorted(runs, key=lambda run: [(float(part), "") if re.fullmatch(r"\d+\.?\d*", part) else (math.inf, part)
+                                         for part in re.split(r"(\d+\.?\d*)", run.point)] + [run.seed])
 
 
 @lru_cache
@@ -427,7 +411,7 @@ def interval(values, level=0.95):
     return float(values.mean()), student_t(level, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-METRICS = {  # what a run is judged by: title and where it stands; None where it has no such number
+METRICS = {  # what a run is judged by; None where it has no such number
     "perplexity": lambda run: run.summary["perplexity"],
     "last-layer variance": lambda run: run.summary["last_layer_variance"],
     "causal": lambda run: run.analysis["causal"],
@@ -449,78 +433,59 @@ DENSITIES = ("weight density", "attention density", "key/value density", "expert
 # The rule, fixed before any result was looked at. A claim says how a metric moves along a swept option. One effect
 # is computed for each seed that every point has; its 95 % Student-t interval over seeds decides: wholly on the
 # predicted side of zero is `supported`, wholly on the other `opposed`, anything else, and any single seed,
-# `undecided`. Effects:
-#   rises, falls  the least-squares slope of the metric (its logarithm, where it spans factors) over the points' rank
-#   no worse      the metric at the sparsest point over the densest, as a relative change; supported when the interval
-#                 lies below MARGIN, opposed when it lies above
-#   negative      the metric itself, at the last point
-#   last wins     the smaller of the last point's gains over the first two
-#   best inside   for each inner point the smaller of its two gains over the ends; supported when the best point's
-#                 interval, widened for the number of inner points (Bonferroni), lies above zero, opposed when an end
-#                 beats every inner point so
+# `undecided`. Effects, by the claim's shape:
+#   rises, falls     least-squares slope of the metric (its logarithm, if in LOG_METRICS) over the points' rank
+#   negative         the metric itself, at the last point
+#   last lowest, last highest       the smaller of the last point's gains over the first two
+#   no worse         relative change from the first point to the last; supported when its interval lies below MARGIN,
+#                    opposed when above
+#   lowest inside, highest inside   for each inner point, the smaller of its gains over both ends; supported when the
+#                    best point's interval, widened for the number of inner points (Bonferroni), lies above zero,
+#                    opposed when an end beats every inner point so
 
 MARGIN = 0.01
-
-
-@dataclass
-class Claim:
-    name: str
-    text: str
-    option: str     # the swept option that it speaks about
-    metric: str
-    shape: str      # see the rule
-    better: int = 1     # best inside, last wins: +1 where more is better, -1 where less is
-    sparser: int = 1    # +1 where a larger option is the sparser one
-
-
-def mask_density(config):
-    """Share of the causal (query, key) pairs that the attention pattern leaves in sight; for topk, chooses."""
-    T = config["block_size"]
-    pattern = GPTConfig(attention=config["attention"], window=config["window"], stride=config["stride"])
-    in_sight = visible(pattern, T).sum(dim=1).clamp(max=config["topk"] if config["attention"] == "topk" else T)
-    return in_sight.sum().item() / (T * (T + 1) / 2)
-
-
-OPTIONS = {  # an option's value for a run, where it is not simply in the config
-    "mask density": lambda run: mask_density(run.config),
-    "rung": lambda run: int((re.match(r"(\d+)-", run.point) or [0, 0])[1]),  # points named 0-..., 1-...: a ladder
-}
-TIED = {  # what may change together with an option; a claim keeps silent where anything else changes too
-    "block_size": {"batch_size", "gradient_accumulation_steps"},
-    "n_expert": {"n_expert_active", "n_shared_expert", "expert_hidden", "mlp_hidden"},
-    "mask density": {"attention", "window", "stride", "topk"},
-}
 LOG_METRICS = ("perplexity", "last-layer variance", "Jacobian deviation", "growth at initialisation")
 CLAIM_METRICS = {
     **METRICS,
     "growth at initialisation": lambda run: run.log[0]["variance"][-1] / run.log[0]["variance"][0],
-    "slope of Jacobian deviation along layers": lambda run: slope(np.log(np.maximum(run.analysis["jacobian"]["deviation"], 1e-30))),
+    "slope of log deviation": lambda run: slope(np.log(np.maximum(run.analysis["jacobian"]["deviation"], 1e-30))),
 }
-CLAIMS = (
-    Claim("C1", "deeper: more last-layer variance", "n_layer", "last-layer variance", "rises"),
-    Claim("C2", "deeper: the Jacobian nearer the identity", "n_layer", "Jacobian deviation", "falls"),
-    Claim("C2", "along the layers: the Jacobian nearer the identity", "n_layer", "slope of Jacobian deviation along layers", "negative"),
-    Claim("C3", "deeper: lower causal score", "n_layer", "causal", "falls"),
-    Claim("C3", "deeper: lower permutation score", "n_layer", "permutation", "falls"),
-    Claim("C3", "deeper: lower usefulness", "n_layer", "usefulness", "falls"),
-    Claim("C3+", "deeper: smaller share of the depth in use", "n_layer", "N_eff / L", "falls"),
-    Claim("C4", "more weight decay: less variance", "weight_decay", "last-layer variance", "falls"),
-    Claim("C4", "perplexity best at a moderate weight decay", "weight_decay", "perplexity", "best inside", better=-1),
-    Claim("C4", "usefulness best at a moderate weight decay", "weight_decay", "usefulness", "best inside"),
-    Claim("C5", "longer context: less variance", "block_size", "last-layer variance", "falls"),
-    Claim("C5", "perplexity best at a moderate context", "block_size", "perplexity", "best inside", better=-1),
-    Claim("C5", "usefulness best at a moderate context", "block_size", "usefulness", "best inside"),
-    Claim("C6", "fewer key/value heads: less variance", "n_kv_head", "last-layer variance", "rises"),
-    Claim("C6", "fewer key/value heads: higher usefulness", "n_kv_head", "usefulness", "falls"),
-    Claim("C6", "fewer key/value heads: perplexity no worse", "n_kv_head", "perplexity", "no worse", sparser=-1),
-    Claim("C7", "experts: less variance", "n_expert", "last-layer variance", "falls"),
-    Claim("C7", "experts: lower perplexity", "n_expert", "perplexity", "falls"),
-    Claim("C7", "experts: higher usefulness", "n_expert", "usefulness", "rises"),
-    Claim("C8", "the whole recipe: lower perplexity than plain, deep or shallow", "rung", "perplexity", "last wins", better=-1),
-    Claim("C8", "the whole recipe: higher choice accuracy than plain, deep or shallow", "rung", "choice accuracy", "last wins"),
-    Claim("C9", "sparser attention mask: less variance", "mask density", "last-layer variance", "rises"),
-    Claim("C9", "sparser attention mask: higher usefulness", "mask density", "usefulness", "falls"),
-    Claim("C10", "sparser attention mask: slower growth at initialisation", "mask density", "growth at initialisation", "rises"),
+OPTIONS = {  # an option's value for a run, where it is not simply in the config
+    "queries per key": lambda run: run.config["n_head"] // run.config["n_kv_head"],
+    "mask density": lambda run: mask_density(GPTConfig(**{f.name: run.config[f.name] for f in fields(GPTConfig)})),
+    "rung": lambda run: int((re.match(r"(\d+)-", run.point) or [0, 0])[1]),  # points named 0-..., 1-...: a ladder
+}
+TIED = {  # what may change together with an option; a claim keeps silent where anything else changes too
+    "block_size": {"batch_size", "gradient_accumulation_steps"},
+    "queries per key": {"n_kv_head"},
+    "n_expert": {"n_expert_active", "n_shared_expert", "expert_hidden", "mlp_hidden"},
+    "mask density": {"attention", "window", "stride", "topk"},
+}
+CLAIMS = (  # name, what the paper says, option, metric, shape
+    ("C1", "deeper: more last-layer variance", "n_layer", "last-layer variance", "rises"),
+    ("C2", "deeper: the Jacobian nearer the identity", "n_layer", "Jacobian deviation", "falls"),
+    ("C2", "along the layers of the deepest: the Jacobian nearer the identity", "n_layer", "slope of log deviation", "negative"),
+    ("C3", "deeper: lower causal score", "n_layer", "causal", "falls"),
+    ("C3", "deeper: lower permutation score", "n_layer", "permutation", "falls"),
+    ("C3", "deeper: lower usefulness", "n_layer", "usefulness", "falls"),
+    ("C3+", "deeper: smaller share of the depth in use (ours)", "n_layer", "N_eff / L", "falls"),
+    ("C4", "more weight decay: less variance", "weight_decay", "last-layer variance", "falls"),
+    ("C4", "perplexity best at a moderate weight decay", "weight_decay", "perplexity", "lowest inside"),
+    ("C4", "usefulness best at a moderate weight decay", "weight_decay", "usefulness", "highest inside"),
+    ("C5", "longer context: less variance", "block_size", "last-layer variance", "falls"),
+    ("C5", "perplexity best at a moderate context", "block_size", "perplexity", "lowest inside"),
+    ("C5", "usefulness best at a moderate context", "block_size", "usefulness", "highest inside"),
+    ("C6", "shared keys and values: less variance", "queries per key", "last-layer variance", "falls"),
+    ("C6", "shared keys and values: higher usefulness", "queries per key", "usefulness", "rises"),
+    ("C6", "shared keys and values: perplexity no worse", "queries per key", "perplexity", "no worse"),
+    ("C7", "experts: less variance", "n_expert", "last-layer variance", "falls"),
+    ("C7", "experts: lower perplexity", "n_expert", "perplexity", "falls"),
+    ("C7", "experts: higher usefulness", "n_expert", "usefulness", "rises"),
+    ("C8", "the whole recipe: lower perplexity than plain, deep or shallow", "rung", "perplexity", "last lowest"),
+    ("C8", "the whole recipe: higher accuracy than plain, deep or shallow", "rung", "choice accuracy", "last highest"),
+    ("C9", "sparser attention mask: less variance", "mask density", "last-layer variance", "rises"),
+    ("C9", "sparser attention mask: higher usefulness", "mask density", "usefulness", "falls"),
+    ("C10", "sparser attention mask: slower growth at initialisation", "mask density", "growth at initialisation", "rises"),
 )
 
 
@@ -529,46 +494,36 @@ def slope(values):
     return float(np.polyfit(np.arange(len(values)), values, 1)[0]) if len(values) > 1 else 0.0
 
 
-def judge(table, shape, log=False, better=1, sparser=1):
+def surest(choose, row, others, level=0.95):
+    """Gains (mean, half-width) of a point, its seeds in row, over others; the one choose (min or max) by lower bound."""
+    return choose((interval(row - other, level) for other in others), key=lambda gain: gain[0] - gain[1])
+
+
+def judge(table, shape, log=False):
     """The rule. table (n_points, n_seeds): the metric, points in the order of the swept option.
     Returns (verdict, mean effect, half-width)."""
-    table = np.asarray(table, dtype=float)
-    n_points, n_seeds = table.shape
-    values = np.log(table) if log else table
-    if shape == "best inside":
-        return judge_inside(better * values)
-    if shape == "no worse":
-        dense, sparse = (table[0], table[-1]) if sparser > 0 else (table[-1], table[0])
-        mean, half = interval(sparse / dense - 1)
-        return "supported" if mean + half < MARGIN else "opposed" if mean - half > MARGIN else "undecided", mean, half
-    if shape == "last wins":
-        mean, half = hardest_gain(better * values[-1], better * values[:2], 0.95)
+    table = np.log(np.asarray(table, dtype=float)) if log else np.asarray(table, dtype=float)
+    table = -table if shape.endswith("lowest") or shape.startswith("lowest") else table
+    wanted, threshold, opposed = -1 if shape in ("falls", "negative", "no worse") else 1, 0.0, None
+    if shape in ("rises", "falls"):
+        effect = interval([slope(column) for column in table.T])
     elif shape == "negative":
-        mean, half = interval(table[-1])
+        effect = interval(table[-1])
+    elif shape == "no worse":
+        effect, threshold = interval(np.expm1(table[-1] - table[0]) if log else table[-1] / table[0] - 1), MARGIN
+    elif shape.startswith("last"):
+        effect = surest(min, table[-1], table[:2])
+    elif len(table) > 2:
+        ends, inner, level = table[[0, -1]], table[1:-1], 1 - 0.05 / (len(table) - 2)
+        effect = max((surest(min, row, ends, level) for row in inner), key=lambda gain: gain[0] - gain[1])
+        opposed = any(gain[0] > gain[1] for gain in (surest(min, end, inner, level) for end in ends))
     else:
-        mean, half = interval([slope(column) for column in values.T])
-    if abs(mean) <= half:
-        return "undecided", mean, half
-    return "supported" if (mean > 0) == (shape in ("rises", "last wins")) else "opposed", mean, half
-
-
-def hardest_gain(row, others, level):
-    """Gain of a point (its seeds) over the other that it is least sure to beat: (mean, half-width)."""
-    return min((interval(row - other, level) for other in others), key=lambda gain: gain[0] - gain[1])
-
-
-def judge_inside(table):
-    """Best inside: more is better. Compares the best inner point with both ends, and the best end with all of them."""
-    n_inner = len(table) - 2
-    if n_inner < 1:
         return "undecided", math.nan, math.inf
-    level = 1 - 0.05 / n_inner
-    ends, inner = table[[0, -1]], table[1:-1]
-    best_inner = max((hardest_gain(row, ends, level) for row in inner), key=lambda gain: gain[0] - gain[1])
-    best_end = max((hardest_gain(end, inner, level) for end in ends), key=lambda gain: gain[0] - gain[1])
-    if best_inner[0] - best_inner[1] > 0:
-        return "supported", *best_inner
-    return "opposed" if best_end[0] - best_end[1] > 0 else "undecided", *best_inner
+    mean, half = effect
+    if wanted * (mean - threshold) > half:
+        return "supported", mean, half
+    opposed = -wanted * (mean - threshold) > half if opposed is None else opposed
+    return "opposed" if opposed else "undecided", mean, half
 
 
 def judge_sweep(points):
@@ -578,19 +533,43 @@ def judge_sweep(points):
     varying = {key for key in runs[0].config if len({run.config[key] for run in runs}) > 1} - {"seed"}
     verdicts = []
     for claim in CLAIMS:
-        option, metric = OPTIONS.get(claim.option, lambda run: run.config[claim.option]), CLAIM_METRICS[claim.metric]
-        ordered = sorted(points.values(), key=lambda runs: option(runs[0]))
-        alone = claim.option == "rung" or varying <= {claim.option} | TIED.get(claim.option, set())
+        _, _, option, metric, shape = claim
+        value = OPTIONS.get(option, lambda run, option=option: run.config[option])
+        ordered = sorted(points.values(), key=lambda runs: value(runs[0]))
+        alone = option == "rung" or varying <= {option} | TIED.get(option, set())
         seeds = sorted(set.intersection(*({run.seed for run in runs} for runs in ordered)))
-        if alone and seeds and len({option(runs[0]) for runs in ordered}) > 1:
-            table = [[metric(next(run for run in runs if run.seed == seed)) for seed in seeds] for runs in ordered]
-            verdicts.append((claim, *judge(table, claim.shape, claim.metric in LOG_METRICS, claim.better, claim.sparser), len(seeds)))
+        if alone and seeds and len({value(runs[0]) for runs in ordered}) > 1:
+            table = [[CLAIM_METRICS[metric](next(run for run in runs if run.seed == seed)) for seed in seeds] for runs in ordered]
+            verdicts.append((claim, *judge(table, shape, metric in LOG_METRICS), len(seeds)))
     return verdicts
 
 
 # Figures ------------------------------------------------------------------------------------------------------------
 
 MARKERS = "osD^vP*X<>hd"
+LINES = {  # figure: [(title, x label, y label, first x, logarithmic, curve of a run)]; a curve may bring its own x
+    "variance": [
+        ("during training", "step", "variance of h_L", 0, True,
+         lambda run: ([line["step"] for line in run.log], [line["variance"][-1] for line in run.log])),
+        ("after training", "block", "variance of h_l", 0, True, lambda run: run.analysis["variance"]["residual"]),
+        ("attention branch", "block", "variance", 1, True, lambda run: run.analysis["variance"]["attention"]),
+        ("feed-forward branch", "block", "variance", 1, True, lambda run: run.analysis["variance"]["mlp"])],
+    "pruning": [
+        ("one block removed", "block", "loss / loss of the whole", 1, True, lambda run: run.analysis["prune_ratios"]),
+        ("last first", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["last"]),
+        ("least harmful first", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["least"]),
+        ("greedy", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["greedy"])],
+    "linear": [
+        ("block made linear", "block", "loss / loss of the whole", 1, True, lambda run: run.analysis["linear_ratios"]["held_out"]),
+        ("share of useful blocks", "threshold on the loss ratio", "share of blocks", 0, False,
+         lambda run: (run.analysis["thresholds"], run.analysis["share_above"]["held_out"]))],
+    "jacobian": [
+        ("averaged over tokens, then norm", "block", "||J - I|| / d", 1, True, lambda run: run.analysis["jacobian"]["deviation"]),
+        ("norm, then averaged", "block", "||J - I|| / d", 1, True, lambda run: run.analysis["jacobian"]["per_token"])],
+    "similarity": [
+        ("block influence", "block", "1 - cos(input, output)", 1, True, lambda run: run.analysis["block_influence"]),
+        ("early read-out", "block", "KL to the final one (nats)", 0, True, lambda run: run.analysis["logit_lens"][:-1])],
+}
 
 
 def point_styles(points):
@@ -599,86 +578,59 @@ def point_styles(points):
     return {point: dict(color=colours[i], marker=MARKERS[i % len(MARKERS)]) for i, point in enumerate(points)}
 
 
-def draw_lines(axis, points, curve, title, xlabel, ylabel, start=1, log=True):
-    """Each point's curve(run) (a list, or steps and values), mean over seeds with its 95 % interval as a band."""
+def draw_lines(axis, points, title, xlabel, ylabel, first, log, curve):
+    """Each point's curve, mean over seeds with its 95 % interval as a band."""
     for point, style in point_styles(points).items():
-        curves = [curve(run) for run in points[point]]
-        x, values = curves[0] if isinstance(curves[0], tuple) else (np.arange(len(curves[0])) + start, curves[0])
-        table = np.array([c[1] if isinstance(c, tuple) else c for c in curves])
+        curves = [curve(run) if isinstance(curve(run), tuple) else (np.arange(len(curve(run))) + first, curve(run)) for run in points[point]]
+        x, table = curves[0][0], np.array([values for _, values in curves])
         mean, half = np.array([interval(column) for column in table.T]).T
         axis.plot(x, mean, label=point, markevery=max(1, len(mean) // 8), markersize=4, **style)
         if len(curves) > 1:
             axis.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.25, linewidth=0)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    if xlabel != "threshold on the loss ratio":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def variance_in_training(run):
-    lines = [line for line in run.log if "variance" in line]
-    return [line["step"] for line in lines], [line["variance"][-1] for line in lines]
-
-
-def line_figures(points):
-    """{file name: figure} of everything that is a curve for each point."""
-    score = lambda *keys: lambda run: np.array(deep_get(run.analysis, keys))  # noqa: E731
-    layer, removed = "block", "blocks removed"
-    plans = {
-        "variance": [(variance_in_training, "during training", "step", "variance of h_L", 0, True),
-                     (score("variance", "residual"), "after training", layer, "variance of h_l", 0, True),
-                     (score("variance", "attention"), "attention branch", layer, "variance", 1, True),
-                     (score("variance", "mlp"), "feed-forward branch", layer, "variance", 1, True)],
-        "pruning": [(lambda run: np.array(run.analysis["prune_ratios"]), "one block removed", layer, "loss / loss of the whole", 1, True)]
-                   + [(score("cumulative", order), title, removed, "loss", 0, False) for order, title in
-                      (("last", "last first"), ("least", "least harmful first"), ("greedy", "greedy"))],
-        "jacobian": [(score("jacobian", "deviation"), "averaged, then norm (as published)", layer, "||J - I|| / d", 1, True),
-                     (score("jacobian", "per_token"), "norm, then averaged", layer, "||J - I|| / d", 1, True)],
-        "linear": [(score("linear_ratios", "held_out"), "block made linear", layer, "loss / loss of the whole", 1, True),
-                   (lambda run: (run.analysis["thresholds"], run.analysis["share_above"]["held_out"]),
-                    "share of blocks above a threshold", "threshold on the loss ratio", "share of blocks", 0, False)],
-        "similarity": [(score("block_influence"), "block influence", layer, "1 - cos(input, output)", 1, True),
-                       (lambda run: np.array(run.analysis["logit_lens"][:-1]), "early read-out", layer, "KL to the final one (nats)", 0, True)],
-    }
-    for name, panels in plans.items():
-        figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained")
-        for axis, (curve, title, xlabel, ylabel, start, log) in zip(axes, panels):
-            draw_lines(axis, points, curve, title, xlabel, ylabel, start, log)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
-        yield name, figure
-
-
-def deep_get(nested, keys):
-    for key in keys:
-        nested = nested[key]
-    return nested
+def line_figure(points, panels):
+    n_rows = math.ceil(len(panels) / 2)
+    figure, axes = plt.subplots(n_rows, 2, figsize=(9.5, 3.4 * n_rows), layout="constrained")
+    for axis, panel in zip(axes.flat, panels):
+        draw_lines(axis, points, *panel)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return figure
 
 
 def point_figure(points):
     """Perplexity, choice accuracy, usefulness and N_eff / L of each point, seeds as 95 % intervals."""
-    shown = ("perplexity", "choice accuracy", "usefulness", "N_eff / L")
-    figure, axes = plt.subplots(1, len(shown), figsize=(14, 3.6), layout="constrained")
-    for axis, metric in zip(axes, shown):
+    figure, axes = plt.subplots(2, 2, figsize=(9.5, 6.4), layout="constrained", sharex=True)
+    for axis, metric in zip(axes.flat, ("perplexity", "choice accuracy", "usefulness", "N_eff / L")):
         for i, (point, style) in enumerate(point_styles(points).items()):
             mean, half = interval([METRICS[metric](run) for run in points[point]])
             axis.errorbar(i, mean, half if math.isfinite(half) else None, capsize=4, **style)
         axis.set(title=metric, xticks=range(len(points)))
-        axis.set_xticklabels(points, rotation=30, ha="right", fontsize=8)
+        axis.set_xticklabels(points, rotation=30, ha="right", fontsize=9)
     return figure
 
 
 def matrix_figure(points):
     """Causal, permutation and angular-distance matrices, a column for each point, means over seeds."""
-    rows = ("causal_matrix", "skip s: change of l"), ("permutation_matrix", "swap a and b"), ("angular_distance", "angle h_a, h_b")
-    figure, axes = plt.subplots(3, len(points), figsize=(2.6 * len(points) + 1, 7.5), layout="constrained", squeeze=False)
-    for (key, title), row in zip(rows, axes):
+    rows = (("causal_matrix", "skipped block", "block"), ("permutation_matrix", "swapped block", "swapped block"),
+            ("angular_distance", "state h_a", "state h_b"))
+    figure, axes = plt.subplots(3, len(points), figsize=(2.6 * len(points) + 1, 8), layout="constrained", squeeze=False)
+    for (key, ylabel, xlabel), row in zip(rows, axes):
         means = [np.mean([run.analysis[key] for run in runs], axis=0) for runs in points.values()]
-        top = max(np.quantile(mean, 0.98) for mean in means)
+        first, top = 0 if key == "angular_distance" else 1, max(np.quantile(mean, 0.98) for mean in means)
         for axis, mean, point in zip(row, means, points):
             shown = np.where(np.triu(np.ones_like(mean), 1), mean, np.nan) if key == "causal_matrix" else mean
-            start = 0 if key == "angular_distance" else 1
-            extent = (start - 0.5, start + len(mean) - 0.5, start + len(mean) - 0.5, start - 0.5)
-            picture = axis.imshow(shown, vmin=0, vmax=top or 1, cmap="viridis", extent=extent)
-            axis.set_title(point if key == "causal_matrix" else "", fontsize=9)
-        row[0].set_ylabel(title)
-        figure.colorbar(picture, ax=row, fraction=0.05)
+            edges = (first - 0.5, first + len(mean) - 0.5)
+            picture = axis.imshow(shown, vmin=0, vmax=top or 1, cmap="viridis", extent=(*edges, *edges[::-1]))
+            axis.set(title=point if key == "causal_matrix" else "", xlabel=xlabel)
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        row[0].set_ylabel(ylabel)
+        figure.colorbar(picture, ax=row, fraction=0.05, label={"causal_matrix": "change of what the block adds",
+                        "permutation_matrix": "|change of loss| / loss"}.get(key, "angle / pi"))
     return figure
 
 
@@ -691,16 +643,15 @@ def joint_figure(sweeps):
         mean = {metric: np.array([interval([METRICS[metric](run) for run in runs])[0] for runs in points.values()])
                 for metric in (*DENSITIES, "last-layer variance", "N_eff / L")}
         varied = max(DENSITIES, key=lambda density: np.ptp(np.log(mean[density])))
-        style = dict(color=colour, marker=marker, linestyle=":")
-        order = np.argsort(mean[varied])
+        order, style = np.argsort(mean[varied]), dict(color=colour, marker=marker)
         if np.ptp(np.log(mean[varied])) > 0.05:
-            axes[0].plot(mean[varied][order], mean["last-layer variance"][order], **style)
-            axes[1].plot(mean[varied][order], mean["N_eff / L"][order], **style)
-        axes[2].plot(mean["last-layer variance"], mean["N_eff / L"], **{**style, "linestyle": ""}, label=f"{name} ({varied})")
+            for axis, metric in zip(axes, ("last-layer variance", "N_eff / L")):
+                axis.plot(mean[varied][order], mean[metric][order], linestyle=":", **style)
+        axes[2].plot(mean["last-layer variance"], mean["N_eff / L"], linestyle="", label=f"{name} ({varied})", **style)
     axes[0].set(xlabel="density that was swept", ylabel="variance of h_L", xscale="log", yscale="log")
     axes[1].set(xlabel="density that was swept", ylabel="N_eff / L", xscale="log")
     axes[2].set(xlabel="variance of h_L", ylabel="N_eff / L", xscale="log")
-    figure.legend(loc="outside right center", fontsize=8)
+    figure.legend(loc="outside right center", fontsize=9)
     return figure
 
 
@@ -717,56 +668,73 @@ def with_interval(values):
     return f"{mean:.4g}" + (f" ± {half:.2g}" if math.isfinite(half) else "")
 
 
-def report_text(name, points, diverged, verdicts):
+def report_text(name, points, diverged):
     runs = [run for runs in points.values() for run in runs]
-    first = runs[0]
-    lines = [f"# {name}", "", f"{len(runs)} runs, {len({run.seed for run in runs})} seed(s), data/{first.config['dataset']}; scores on "
+    first, seeds = runs[0], sorted({run.seed for run in runs})
+    lines = [f"# {name}", "", f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; data/{first.config['dataset']}; scores on "
              f"{first.analysis['sequences']} held-out sequences of {first.analysis['length']} tokens; torch {first.summary['torch']}, "
              f"{first.summary['device']}. Mean ± 95 % Student-t interval over seeds; usefulness and N_eff with the linear maps "
-             "fitted on other sequences." + (f" Diverged: {', '.join(diverged)}." if diverged else ""), "", f"| point | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
+             "fitted on other sequences." + (f" Diverged: {', '.join(diverged)}." if diverged else ""), "",
+             f"| point | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
     for point, runs in points.items():
         lines.append(f"| {point} | {' | '.join(with_interval([metric(run) for run in runs]) for metric in METRICS.values())} |")
     lines += ["", "| claim | predicted | measured effect | verdict |", "|---|---|---|---|"]
-    for claim, verdict, effect, half, n_seeds in verdicts:
-        scale = ", log" if claim.metric in LOG_METRICS and claim.shape != "no worse" else ""
-        seeds = f"± {half:.2g} over {n_seeds} seeds" if n_seeds > 1 else "one seed"
-        lines.append(f"| {claim.name} | {claim.text} | {effect:+.3g} {seeds} ({claim.metric}, {claim.shape}{scale}) | {verdict} |")
-    figures = ("points", "variance", "pruning", "linear", "jacobian", "similarity", "matrices")
-    return "\n".join(lines + [""] + [f"![{figure}]({figure}.png)" for figure in figures]) + "\n"
+    for (claim, text, _, metric, shape), verdict, effect, half, n_seeds in judge_sweep(points):
+        scale = "log " if metric in LOG_METRICS and shape != "no worse" else ""
+        width = f"± {half:.2g}, {n_seeds} seeds" if n_seeds > 1 else "one seed"
+        lines.append(f"| {claim} | {text} | {effect:+.3g} ({width}; {scale}{metric}: {shape}) | {verdict} |")
+    return "\n".join(lines + [""] + [f"![{figure}]({figure}.png)" for figure in ("points", *LINES, "matrices")]) + "\n"
 
 
-def report_sweep(folder):
-    """Figures and report.md from the analysed runs of one sweep; returns its points."""
-    points, diverged = load_sweep(folder)
-    if not points:
-        raise BadInput(f"{folder} holds no finished run{' that did not diverge' if diverged else ''}: train one first, with python train.py")
-    for name, figure in (*line_figures(points), ("points", point_figure(points)), ("matrices", matrix_figure(points))):
+def report_sweep(runs, folder):
+    """Figures and report.md into folder; returns {point: its runs, one per seed}, diverged ones left out."""
+    scored = [run for run in runs if run.analysis is not None]
+    if not scored:
+        raise BadInput(f"{folder} holds no finished run{' that did not diverge' if runs else ''}: train one first, with python train.py")
+    points = {point: [run for run in scored if run.point == point] for point in dict.fromkeys(run.point for run in scored)}
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {**{name: line_figure(points, panels) for name, panels in LINES.items()}, "points": point_figure(points), "matrices": matrix_figure(points)}
+    for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
-    (folder / "report.md.tmp").write_text(report_text(folder.name, points, diverged, judge_sweep(points)))
+    diverged = [f"{run.point},seed={run.seed}" for run in runs if run.analysis is None]
+    (folder / "report.md.tmp").write_text(report_text(folder.name, points, diverged))
     (folder / "report.md.tmp").replace(folder / "report.md")
+    print(folder / "report.md")
     return points
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweeps", nargs="+", type=Path, help="folders of runs, such as out/demo")
+    parser.add_argument("sweeps", nargs="+", type=Path, help="folders of runs, such as out/demo, or published .json files")
     parser.add_argument("--sequences", type=int, default=100, help="held-out sequences to score on (default 100, as published)")
     parser.add_argument("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')
+    parser.add_argument("--publish", type=Path, help="write <sweep>.json, figures and report there, such as results")
     arguments = parser.parse_args(argv)
+    sweeps = [path for path in arguments.sweeps if path.is_dir() or path.suffix == ".json" or len(arguments.sweeps) == 1]
     try:
-        sweeps = {}
-        for folder in [path for path in arguments.sweeps if path.is_dir() or len(arguments.sweeps) == 1]:
-            finished = sorted(path.parent for path in folder.glob("*/summary.json"))
-            for run_folder in tqdm(finished, desc=folder.name, unit="run", disable=None):
-                analyse_run(run_folder, arguments.sequences, arguments.task)
-            sweeps[folder.name] = report_sweep(folder)
-            print(f"{folder / 'report.md'}")
-        if len(sweeps) > 1:
-            save_figure(joint_figure(sweeps), arguments.sweeps[0].parent / "joint.png")
-            print(arguments.sweeps[0].parent / "joint.png")
-    except (BadInput, BadTokenizer) as error:
-        print(f"analyze.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        reported = {}
+        for path in sweeps:
+            for folder in tqdm(sorted(file.parent for file in path.glob("*/summary.json")), desc=path.name, unit="run", disable=None):
+                analyse_run(folder, arguments.sequences, arguments.task)
+            runs = read_runs(path)
+            target = path.with_suffix("") if path.suffix == ".json" else path
+            if arguments.publish and runs:
+                target = arguments.publish / path.stem
+                arguments.publish.mkdir(parents=True, exist_ok=True)
+                digits = json.dumps([asdict(run) for run in runs])  # six of each number are enough to publish
+                write_json(target.with_suffix(".json"), json.loads(digits, parse_float=lambda number: float(f"{float(number):.6g}")))
+                runs = read_runs(target.with_suffix(".json"))
+            reported[path.stem] = report_sweep(runs, target)
+        if len(reported) > 1:
+            save_figure(joint_figure(reported), (arguments.publish or sweeps[0].parent) / "joint.png")
+    except BadInput as error:
+        sentence = error
+    except OSError as error:
+        sentence = f"{error.filename}: {error.strerror}"
+    else:
+        return
+    print(f"analyze.py: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

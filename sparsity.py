@@ -87,6 +87,14 @@ def expert_use(model, idx):
     return counts / counts.sum(dim=1, keepdim=True)
 
 
+def mask_density(config):
+    """Share of the causal (query, key) pairs that the attention pattern leaves in sight; for topk, chooses."""
+    from model import visible
+    T = config.block_size
+    in_sight = visible(config, T).sum(dim=1).clamp(max=config.topk if config.attention == "topk" else T)
+    return in_sight.sum().item() / (T * (T + 1) / 2)
+
+
 def densities(model, idx):
     """Everything this file measures on a model, as numbers and lists: the four densities under "weight", "attention",
     "key_value", "expert", and what they were computed from. Balance is exp(entropy of expert use) / n_expert."""
@@ -300,8 +308,9 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.theory == bool(arguments.runs):
         parser.error("give run folders, or --theory alone")
-    from analyze import held_out_sequences
-    from train import BadInput, load_run
+    from data.prepare import BadInput
+    from data.read import held_out_sequences
+    from train import load_run
     try:
         if arguments.theory:
             draw_theory("results")

@@ -29,14 +29,11 @@ import torch
 from torch.utils._triton import has_triton
 from tqdm import tqdm
 
+from data.prepare import BadInput
+from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
 from model import GPT, GPTConfig, cross_entropy, refuse
 
-DATA = Path(__file__).parent / "data"
 WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile")  # may differ between two starts of the same run
-
-
-class BadInput(Exception):
-    """One sentence for the person at the keyboard: what is wrong and what to do."""
 
 
 @dataclass
@@ -141,50 +138,6 @@ def build_configs(options, source):
         return tuple(kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options}) for kind in (GPTConfig, TrainConfig))
     except ValueError as error:
         raise BadInput(f"{source}: {error}") from None
-
-
-# Data ---------------------------------------------------------------------------------------------------------
-
-def load_meta(dataset):
-    try:
-        return json.loads((DATA / dataset / "meta.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        raise BadInput(f"data/{dataset} is not prepared: run python data/prepare.py first (--help lists the sources)") from None
-
-
-def load_tokens(dataset, split, model_config):
-    """data/<dataset>/<split>.bin as a uint16 memory map. Raises BadInput where file, meta.json and model do not agree."""
-    meta, path = load_meta(dataset), DATA / dataset / f"{split}.bin"
-    wanted = 2 * meta["tokens"][split]
-    size = path.stat().st_size if path.exists() else 0
-    if size != wanted:
-        raise BadInput(f"{path} has {size:,} bytes where meta.json promises {wanted:,}: prepare data/{dataset} again")
-    if meta["vocab_size"] > model_config.vocab_size:
-        raise BadInput(f"vocab_size = {model_config.vocab_size} is too small for data/{dataset}, whose tokens go up to "
-                       f"{meta['vocab_size'] - 1}: leave vocab_size out, or prepare the data with fewer")
-    if meta["tokens"][split] <= model_config.block_size:
-        raise BadInput(f"{path} has {meta['tokens'][split]:,} tokens, too few for block_size = {model_config.block_size}")
-    return np.memmap(path, dtype=np.uint16, mode="r")
-
-
-def take_sequences(tokens, offsets, block_size, device):
-    """(len(offsets), block_size) inputs and the same, one position on, as targets."""
-    rows = torch.from_numpy(tokens[offsets[:, None] + np.arange(block_size + 1)].astype(np.int64))
-    if torch.device(device).type == "cuda":
-        rows = rows.pin_memory().to(device, non_blocking=True)
-    return rows[:, :-1], rows[:, 1:]
-
-
-def training_offsets(config, n_tokens, block_size, step):
-    """Where step's sequences start: a function of seed and step alone, so a resumed run needs no random state."""
-    return np.random.default_rng((config.seed, step)).integers(n_tokens - block_size, size=config.sequences_per_step)
-
-
-def validation_offsets(config, n_tokens, block_size):
-    """Back to back from the start of val.bin, so that points with equal tokens a step, whatever their context
-    length, predict the same tokens."""
-    n_sequences = min(config.eval_iters * config.sequences_per_step, (n_tokens - 1) // block_size)
-    return np.arange(n_sequences) * block_size
 
 
 # Measuring while training -------------------------------------------------------------------------------------

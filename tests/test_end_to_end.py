@@ -34,7 +34,8 @@ def project(tmp_path_factory):
     for name in ("model.py", "train.py", "analyze.py", "sparsity.py"):
         shutil.copy(REPOSITORY / name, folder)
     (folder / "data").mkdir()
-    shutil.copy(REPOSITORY / "data/prepare.py", folder / "data")
+    for name in ("prepare.py", "read.py"):
+        shutil.copy(REPOSITORY / "data" / name, folder / "data")
     (folder / "mine.txt").write_text(TEXT)
     (folder / "sweep.toml").write_text(CONFIG)
     (folder / "window.toml").write_text('attention = "window"\n' + CONFIG.replace("n_layer = [2, 3]", "window = [2, 8]"))
@@ -61,12 +62,21 @@ def test_analysis_writes_scores_figures_and_report(project):
             if line.startswith("!["):
                 assert matplotlib.image.imread(project / "out" / sweep / line.split("(")[1][:-1]).std() > 0.01
         assert report.count("![") == 7 and all(f"| {point} | " in report for point in points) and " ± " in report
-        assert report.count("over 2 seeds") == sum(row.startswith("| C") for row in report.splitlines()) > 0
+        assert report.count(", 2 seeds; ") == sum(row.startswith("| C") for row in report.splitlines()) > 0
     analysis = json.loads((project / "out/sweep/n_layer=3,seed=1/analysis.json").read_text())
     assert len(analysis["prune_ratios"]) == 3 and len(analysis["variance"]["residual"]) == 4 and analysis["task"]["items"] == 1
     assert analysis["choices"]["items"] > 20
     assert matplotlib.image.imread(project / "out/joint.png").std() > 0.01
     assert not list(project.rglob("*.tmp"))
+
+
+def test_published_json_rebuilds_the_report(project):
+    run(project, "analyze.py", "out/sweep", "--sequences", "2", "--publish", "results")
+    report, figure = (project / "results/sweep/report.md").read_text(), (project / "results/sweep/linear.png").read_bytes()
+    shutil.rmtree(project / "results/sweep")
+    shutil.move(project / "results/sweep.json", project / "sweep.json")
+    run(project, "analyze.py", "sweep.json")
+    assert (project / "sweep/report.md").read_text() == report and (project / "sweep/linear.png").read_bytes() == figure
 
 
 def test_sparsity_prints_a_table(project):

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import train
+from data import read
+from data.prepare import BadInput
 from model import GPT, GPTConfig
-from train import BadInput, TrainConfig, load_points, parse_arguments
+from train import TrainConfig, load_points, parse_arguments
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = """
@@ -36,7 +38,7 @@ device = "cpu"
 def project(tmp_path, monkeypatch):
     """A temporary working folder with data/tiny: a text of repeating numbers, so that there is something to learn."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "DATA", tmp_path / "data")
+    monkeypatch.setattr(read, "DATA", tmp_path / "data")
     write_data(tmp_path / "data/tiny")
     return tmp_path
 
@@ -155,16 +157,16 @@ def test_learning_rate_by_hand():
 def test_validation_predicts_the_same_tokens_whatever_the_context():
     seen = []
     for block_size, batch_size in ((16, 8), (64, 2)):
-        offsets = train.validation_offsets(TrainConfig(batch_size=batch_size, eval_iters=3), 10_000, block_size)
+        offsets = read.validation_offsets(TrainConfig(batch_size=batch_size, eval_iters=3), 10_000, block_size)
         seen.append([o + t + 1 for o in offsets for t in range(block_size)])
     assert seen[0] == seen[1] == list(range(1, 3 * 128 + 1))
-    short = train.validation_offsets(TrainConfig(batch_size=8, eval_iters=100), 100, 16)  # no more than there is
+    short = read.validation_offsets(TrainConfig(batch_size=8, eval_iters=100), 100, 16)  # no more than there is
     assert short.tolist() == [0, 16, 32, 48, 64, 80]
 
 
 def test_targets_are_the_inputs_one_later():
     tokens = np.arange(100, dtype=np.uint16)
-    idx, targets = train.take_sequences(tokens, np.array([3, 50]), 4, "cpu")
+    idx, targets = read.take_sequences(tokens, np.array([3, 50]), 4, "cpu")
     assert idx.tolist() == [[3, 4, 5, 6], [50, 51, 52, 53]] and targets.tolist() == [[4, 5, 6, 7], [51, 52, 53, 54]]
 
 
@@ -174,8 +176,8 @@ def hand_written_steps(model_config, config, tokens, n_steps):
     model = GPT(model_config)
     first, second, losses = {}, {}, []
     for step in range(n_steps):
-        offsets = train.training_offsets(config, len(tokens), model_config.block_size, step)
-        idx, targets = train.take_sequences(tokens, offsets, model_config.block_size, "cpu")
+        offsets = read.training_offsets(config, len(tokens), model_config.block_size, step)
+        idx, targets = read.take_sequences(tokens, offsets, model_config.block_size, "cpu")
         _, loss = model(idx, targets)
         losses.append(loss.item())
         gradients = torch.autograd.grad(loss + model.router_loss(), list(model.parameters()))
@@ -246,7 +248,7 @@ def test_a_run_leaves_what_the_design_promises(project, capsys):
     torch.load(folder / "ckpt.pt", weights_only=True)
     # the trained model, loaded again, has the validation loss that the summary states
     model, config = train.load_run(folder)
-    assert train.evaluate(model, train.load_tokens("tiny", "val", model.config), config)["val_loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
+    assert train.evaluate(model, read.load_tokens("tiny", "val", model.config), config)["val_loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
     # a second start trains nothing
     before = (folder / "log.jsonl").stat().st_mtime_ns
     train.main([str(path)])
@@ -267,8 +269,8 @@ def assert_same_run(one, other):
 
 
 def command(project, *arguments):
-    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import train; from pathlib import Path; " \
-           f"train.DATA = Path({str(project / 'data')!r}); train.main()"
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import train; from data import read; from pathlib import Path; " \
+           f"read.DATA = Path({str(project / 'data')!r}); train.main()"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
