@@ -190,7 +190,8 @@ class CausalSelfAttention(nn.Module):
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
         if config.attention == "topk":
             return self.scores(query, key).softmax(dim=-1) @ value
-        if self.block_mask is not None and torch.compiler.is_compiling():  # uncompiled, it builds all (T, T) scores
+        # Uncompiled, FlexAttention would build all (T, T) scores; its mask is made for one length.
+        if self.block_mask is not None and torch.compiler.is_compiling() and T == config.block_size:
             if config.attention == "strided":
                 key, value = (torch.cat((t[:, :, config.stride - 1::config.stride], t), dim=2) for t in (key, value))
             return flex_attention(query, key, value, block_mask=self.block_mask)
@@ -314,31 +315,39 @@ class GPT(nn.Module):
         """Token ids (B, T) -> h_0, the residual stream before the first block (B, T, C)."""
         return self.embedding(idx).to(self.compute_dtype or self.embedding.weight.dtype)
 
-    def compile_blocks(self):
-        """For a GPU: the blocks share their code, so the first one's compilation serves all; masks skip work."""
+    def compile(self):
+        """For a GPU. The blocks share their code, so the first one's compilation serves all; block masks skip work."""
         masked = self.config.attention in ("window", "strided") and self.config.n_embd // self.config.n_head >= 16
         block_mask = flex_mask(self.config, self.head.weight.device) if masked else None
         for block in self.blocks:
             block.attention.block_mask = block_mask
             block.compile(dynamic=False)
+        self.read_out_with_loss = torch.compile(self.read_out_with_loss, dynamic=False)
 
     def read_out(self, h):
         """Residual stream (B, T, C) -> logits (B, T, vocab_size)."""
         return self.head(self.norm(h))
+
+    def read_out_with_loss(self, h, targets):
+        logits = self.read_out(h)
+        return logits, cross_entropy(logits, targets).mean()
 
     def forward(self, idx, targets=None):
         """idx, targets (B, T) -> logits (B, T, vocab_size) and the mean cross-entropy in nats, or None."""
         h = self.embed(idx)
         for block in self.blocks:
             h = block(h)
-        logits = self.read_out(h)
-        return logits, None if targets is None else cross_entropy(logits, targets).mean()
+        return (self.read_out(h), None) if targets is None else self.read_out_with_loss(h, targets)
 
     def router_loss(self):
-        """Weighted load-balance and router z losses of the last training forward, mean over blocks; 0 when dense."""
+        """Weighted load-balance and router z losses of the last training forward, mean over blocks; 0 when dense.
+        Handed over once: kept, they would keep that step's whole graph."""
         if not self.config.n_expert:
             return 0.0
-        return torch.stack([block.mlp.router_loss for block in self.blocks]).mean()
+        losses = [block.mlp.router_loss for block in self.blocks]
+        for block in self.blocks:
+            block.mlp.router_loss = None
+        return torch.stack(losses).mean()
 
     def parameter_groups(self, weight_decay):
         """AdamW's groups: matrices and embeddings decay, norms do not (the paper's rule)."""
@@ -353,6 +362,16 @@ class GPT(nn.Module):
             unused = 1 - self.config.n_expert_active / self.config.n_expert
             total -= round(unused * sum(b.mlp.gate_up.numel() + b.mlp.down.numel() for b in self.blocks))
         return total
+
+    def flops_per_token(self):
+        """Floating-point operations of a training step, per token: 6 for each weight of a matrix product (2 forward,
+        4 backward; the embedding is a look-up), active experts only; and 12 n_embd for each key in sight (2 for its
+        score and 2 for its value, times 3), in sight as the mask needs: causal full attention has (T + 1) / 2."""
+        config, position = self.config, torch.arange(self.config.block_size)
+        weights = self.count_parameters(active=True) - self.embedding.weight.numel()
+        pattern = ATTENTION_PATTERNS[config.attention]
+        in_sight = sum(pattern(config, q[:, None], position).sum().item() for q in position.split(256)) / len(position)
+        return 6 * weights + 12 * config.n_layer * config.n_embd * in_sight
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):

@@ -30,7 +30,7 @@ from torch.utils._triton import has_triton
 from tqdm import tqdm
 
 from data.prepare import BadInput
-from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
+from data.read import load_meta, load_tokens, take_rows, take_sequences, training_offsets, validation_offsets
 from model import GPT, GPTConfig, cross_entropy, refuse
 
 WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile")  # may differ between two starts of the same run
@@ -220,27 +220,94 @@ def build_training(model_config, config):
     model = GPT(model_config).to(device)
     model.compute_dtype = dtype
     if compiled:
-        model.compile_blocks()
-    optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.learning_rate,
-                                  betas=(0.9, 0.95), eps=1e-8, fused=True)
+        model.compile()
+    on_gpu = device.type == "cuda"  # there the learning rate is a tensor, which a recorded step can read
+    optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), betas=(0.9, 0.95), eps=1e-8, fused=True,
+                                  capturable=on_gpu, lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate)
     return model, optimizer
 
 
-def update(model, optimizer, tokens, config, step):
-    """One optimizer step -> its cross-entropy (mean over all its batches) and gradient norm, still on the device."""
+def make_update(model, optimizer, tokens, config):
+    """-> update(step): one optimizer step; its cross-entropy (mean over all its batches) and gradient norm, on the device."""
     T, device = model.config.block_size, model.head.weight.device
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(step, config)
-    loss = torch.zeros((), device=device)
-    for offsets in np.split(training_offsets(config, len(tokens), T, step), config.gradient_accumulation_steps):
-        idx, targets = take_sequences(tokens, offsets, T, device)
-        _, batch_loss = model(idx, targets)
-        ((batch_loss + model.router_loss()) / config.gradient_accumulation_steps).backward()
-        loss += batch_loss.detach() / config.gradient_accumulation_steps
-    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, gradient_norm
+
+    def optimize(rows):
+        loss = torch.zeros((), device=device)
+        for batch in rows.chunk(config.gradient_accumulation_steps):
+            _, batch_loss = model(batch[:, :-1], batch[:, 1:])
+            ((batch_loss + model.router_loss()) / config.gradient_accumulation_steps).backward()
+            loss += batch_loss.detach() / config.gradient_accumulation_steps
+        gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss, gradient_norm
+
+    def update(step):
+        for group in optimizer.param_groups:
+            if device.type == "cuda":
+                group["lr"].fill_(learning_rate_at(step, config))
+            else:
+                group["lr"] = learning_rate_at(step, config)
+        return optimize(take_rows(tokens, training_offsets(config, len(tokens), T, step), T, device))
+
+    if device.type == "cuda" and model.compute_dtype == torch.bfloat16:
+        optimize = as_cuda_graph(optimize)
+    return update
+
+
+def as_cuda_graph(function, n_warm_up=3):
+    """For speed alone: function(rows) recorded once and replayed, as launching a step's many small kernels one by one
+    takes longer than running them. The first calls run as they are, which compiles and allocates whatever is lazy."""
+    graph, stream, calls, static_rows, result = torch.cuda.CUDAGraph(), torch.cuda.Stream(), 0, None, None
+
+    def replay(rows):
+        nonlocal calls, static_rows, result
+        static_rows = torch.empty_like(rows) if static_rows is None else static_rows
+        static_rows.copy_(rows)
+        calls += 1
+        if calls <= n_warm_up:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                result = function(static_rows)
+            torch.cuda.current_stream().wait_stream(stream)
+            return result
+        if calls == n_warm_up + 1:
+            with torch.cuda.graph(graph):
+                result = function(static_rows)
+        graph.replay()
+        return result
+    return replay
+
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12, "3090": 71e12}  # bf16, dense, by data sheet
+
+
+def bench(points, n_windows=10):
+    """Time the real training step of each point on random tokens, a window of steps at a time; writes no run."""
+    for name, (model_config, config) in points.items():
+        started = time.perf_counter()
+        model, optimizer = build_training(model_config, config)
+        device = model.head.weight.device
+        on_gpu = device.type == "cuda"
+        tokens = np.random.default_rng(0).integers(model_config.vocab_size, size=2**22).astype(np.uint16)
+        update = make_update(model, optimizer, tokens, config)
+        update(0)[0].item()
+        first, speeds, n_steps = time.perf_counter() - started, [], 20 if on_gpu else 2
+        for window in range(-1, n_windows):  # the first one is not counted
+            began = time.perf_counter()
+            for step in range(n_steps):
+                loss, _ = update(1 + step)
+            loss.item()
+            speeds.append(n_steps * config.sequences_per_step * model_config.block_size / (time.perf_counter() - began))
+        speeds, kind = sorted(speeds[1:]), torch.cuda.get_device_name(device) if on_gpu else "cpu"
+        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in kind), None)
+        utilisation = f"{statistics.median(speeds) * model.flops_per_token() / peak:.1%}" if peak else "unknown peak"
+        memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB" if on_gpu else "not measured"
+        tqdm.write(f"{name}  {statistics.median(speeds):,.0f} tokens/s ({speeds[0]:,.0f} to {speeds[-1]:,.0f})  first step after "
+                   f"{first:.1f} s  MFU {utilisation}  memory {memory}  {kind}")
+        del model, optimizer, update
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
 
 
 def write_json(path, content):
@@ -307,11 +374,12 @@ def train(folder, model_config, config, bar_position=0):
         log = [{"step": 0, "tokens": 0, **evaluate(model, val_tokens, config)}]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 
+    update = make_update(model, optimizer, train_tokens, config)
     started, last_time, last_step = time.perf_counter() - seconds, time.perf_counter(), step
     bar = tqdm(total=config.max_iters, initial=step, desc=folder.name, unit="step", position=bar_position, leave=False, disable=None)
     diverged = False
     while step < config.max_iters and not diverged:
-        loss, gradient_norm = update(model, optimizer, train_tokens, config, step)
+        loss, gradient_norm = update(step)
         step += 1
         bar.update()
         evaluates = step % config.eval_interval == 0 or step == config.max_iters
@@ -358,20 +426,23 @@ def summarise(log, model, step, seconds, diverged):
 # Command line -------------------------------------------------------------------------------------------------
 
 def parse_arguments(argv):
-    """The config's path and {option: [values]}; --help shows the dataclasses' own comments."""
+    """The config's path, {option: [values]} and whether to time only; --help shows the dataclasses' own comments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      usage="python train.py CONFIG [--option=value ...]", allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
     comments = dict(re.findall(r"^    (\w+): \w+ = [^#\n]*# (.*)$", inspect.getsource(GPTConfig) + inspect.getsource(TrainConfig), re.M))
     for name, field in OPTIONS.items():
         parser.add_argument(f"--{name}", metavar=field.type.__name__, help=f"{comments.get(name, '')} (default {field.default})")
+    parser.add_argument("--bench", action="store_true", help="time the training step of each point; train nothing")
     arguments = vars(parser.parse_args(argv))
-    path = Path(arguments.pop("config"))
-    return path, {name: parse_override(name, text) for name, text in arguments.items() if text is not None}
+    path, timed = Path(arguments.pop("config")), arguments.pop("bench")
+    return path, {name: parse_override(name, text) for name, text in arguments.items() if text is not None}, timed
 
 
-def run_sweep(path, overrides):
+def run_sweep(path, overrides, timed):
     points = load_points(path, overrides)
+    if timed:
+        return bench(points)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = list(points.items())[rank::world_size]  # torchrun: points are independent, so sharing them out is all
     if rank == 0 and (note := choose_hardware(next(iter(points.values()))[1])[-1]):

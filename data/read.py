@@ -32,11 +32,17 @@ def load_tokens(dataset, split, model_config):
     return np.memmap(path, dtype=np.uint16, mode="r")
 
 
-def take_sequences(tokens, offsets, block_size, device):
-    """(len(offsets), block_size) inputs and the same, one position on, as targets."""
+def take_rows(tokens, offsets, block_size, device):
+    """(len(offsets), block_size + 1) token ids, int64."""
     rows = torch.from_numpy(tokens[offsets[:, None] + np.arange(block_size + 1)].astype(np.int64))
     if torch.device(device).type == "cuda":
         rows = rows.pin_memory().to(device, non_blocking=True)
+    return rows
+
+
+def take_sequences(tokens, offsets, block_size, device):
+    """(len(offsets), block_size) inputs and the same, one position on, as targets."""
+    rows = take_rows(tokens, offsets, block_size, device)
     return rows[:, :-1], rows[:, 1:]
 
 

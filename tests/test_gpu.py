@@ -1,9 +1,13 @@
 """What only a GPU runs: compiled blocks, FlexAttention's block masks and bf16 experts, against the plain fp32 model."""
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from model import GPT, GPTConfig, flex_mask
 from test_model import TOGGLES
+from train import TrainConfig, build_training, evaluate, make_update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPE = dict(block_size=256, vocab_size=512, n_layer=3, n_head=4, n_embd=128, mlp_hidden=256)
@@ -19,7 +23,7 @@ def gradients(options, compiled, dtype):
         parameter.data.mul_(3 if parameter.dim() > 1 else 1)
     model.compute_dtype = dtype
     if compiled:
-        model.compile_blocks()
+        model.compile()
     idx = torch.randint(512, (4, 257), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
     _, loss = model(idx[:, :-1], idx[:, 1:])
     (loss + model.router_loss()).backward()
@@ -36,6 +40,25 @@ def test_compiled_bf16_gradients_follow_eager_fp32(name):
     moe = "n_expert" in ON_GPU[name]  # rounding sends a few tokens to other experts
     for ours, plain in zip(compiled, eager):
         assert (ours - plain).norm() <= (0.2 if moe else 0.05) * plain.norm() + 1e-12
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("name", ["plain", "gqa", "window", "moe", "layer_norm_scaling"])
+def test_recorded_steps_follow_plain_fp32_ones(name, accumulation):
+    """Every optimisation on, against everything off: a dozen steps, most of them replayed, evaluation in between."""
+    model_config = GPTConfig(**{**SHAPE, **ON_GPU[name]})
+    tokens = (np.cumsum(np.random.default_rng(0).integers(5, size=100_000)) % 500).astype(np.uint16)
+    losses = {}
+    for fast in (True, False):
+        config = TrainConfig(batch_size=8 // accumulation, gradient_accumulation_steps=accumulation, warmup_iters=4, max_iters=40, eval_iters=1,
+                             dtype="bfloat16" if fast else "float32", compile=fast)
+        model, optimizer = build_training(model_config, config)
+        update, losses[fast] = make_update(model, optimizer, tokens, config), []
+        for step in range(12):
+            losses[fast].append(update(step)[0].item())
+            if step in (1, 7):
+                assert math.isfinite(evaluate(model, tokens, config)["val_loss"])
+    assert losses[True] == pytest.approx(losses[False], abs=0.02) and losses[False][-1] < losses[False][0] - 0.15
 
 
 @pytest.mark.parametrize("options", [dict(attention="window", window=512), dict(attention="strided", stride=128)])

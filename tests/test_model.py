@@ -271,6 +271,15 @@ def test_parameter_counts_by_hand():
     assert GPTConfig(**SMALL, n_expert=4).expert_hidden == 16  # two active of 16 are as wide as the dense 32
 
 
+def test_flops_per_token_by_hand():
+    attention, norms = 12 * 2 * 16, 2 * 2 * 16 + 16
+    plain = 6 * (20 * 16 + norms + 2 * (4 * 16 * 16 + 3 * 16 * 32))
+    assert build().flops_per_token() == plain + attention * (12 + 1) / 2
+    assert build(attention="window", window=1).flops_per_token() == plain + attention
+    moe = dict(n_expert=8, n_expert_active=2, expert_hidden=16)
+    assert build(**moe).flops_per_token() == build().flops_per_token() + 6 * 2 * 8 * 16  # the routers
+
+
 def test_weight_decay_takes_matrices_and_embeddings_but_no_norm():
     model = build(**TOGGLES["moe_shared"])
     decayed, spared = model.parameter_groups(0.1)

@@ -58,7 +58,7 @@ def write_config(project, text="", name="small.toml"):
 
 
 def points(path, *arguments):
-    return load_points(*parse_arguments([str(path), *arguments]))
+    return load_points(*parse_arguments([str(path), *arguments])[:2])
 
 
 def run_folder(project, name="run", config="small"):
@@ -202,7 +202,8 @@ def test_steps_equal_hand_written_ones_however_the_batch_is_cut(project, accumul
     tokens = np.fromfile(project / "data/tiny/train.bin", dtype=np.uint16)
     reference, losses = hand_written_steps(model_config, config, tokens, 6)
     model, optimizer = train.build_training(model_config, config)
-    ours = [train.update(model, optimizer, tokens, config, step)[0].item() for step in range(6)]
+    update = train.make_update(model, optimizer, tokens, config)
+    ours = [update(step)[0].item() for step in range(6)]
     assert ours == pytest.approx(losses, rel=1e-4)
     for p, q in zip(model.parameters(), reference.parameters()):
         assert torch.allclose(p, q, atol=2e-4)
@@ -225,6 +226,12 @@ def test_variance_while_training_is_the_papers():
     assert torch.allclose(h, x)
     for value, seen in zip(stream, variance["residual"], strict=True):
         assert seen.item() == pytest.approx(np.mean([np.var(token, ddof=1) for token in value.reshape(-1, 16).numpy()]))
+
+
+def test_bench_times_the_step_and_writes_no_run(project, capsys):
+    train.main([str(write_config(project)), "--bench", "--n_layer=1,2"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 2 and all("tokens/s" in line and "first step" in line for line in lines) and not (project / "out").exists()
 
 
 # Runs -------------------------------------------------------------------------------------------------------------
@@ -274,6 +281,11 @@ def command(project, *arguments):
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
+def wait_for(path, process):
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.01)
+
+
 def test_kill_9_at_any_moment_changes_no_number(project):
     options = "n_expert = 4\nexpert_hidden = 8\n[sweep]\nn_layer = [1, 2]\n"  # experts, so that routing resumes too
     path = write_config(project, options)
@@ -283,8 +295,7 @@ def test_kill_9_at_any_moment_changes_no_number(project):
     for delay in (0.05, 0.4, 0.2, 0.6, 0.3):
         process = subprocess.Popen(command(project, path, "--max_iters=300"), env=environment)
         folder = run_folder(project, "n_layer=1")
-        while process.poll() is None and not (folder / "log.jsonl").exists():
-            time.sleep(0.01)
+        wait_for(folder / "log.jsonl", process)
         time.sleep(delay)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -299,8 +310,7 @@ def test_kill_9_at_any_moment_changes_no_number(project):
 def test_ctrl_c_says_how_to_go_on(project):
     path = write_config(project)
     process = subprocess.Popen(command(project, path, "--max_iters=100000"), stderr=subprocess.PIPE, text=True)
-    while not (run_folder(project) / "ckpt.pt").exists():
-        time.sleep(0.02)
+    wait_for(run_folder(project) / "ckpt.pt", process)
     process.send_signal(signal.SIGINT)
     assert "goes on" in process.communicate()[1] and process.returncode == 130
 
