@@ -29,12 +29,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from configs.read import TrainConfig
 from data import read
 from data.prepare import BadInput, tokenizer
-from data.read import held_out_sequences, load_meta
+from data.read import held_out_sequences, load_items, load_meta
 from model import GPTConfig, cross_entropy
 from sparsity import densities, mask_density
-from train import TrainConfig, choose_hardware, forward_with_variance, load_run, read_log, write_json
+from train import choose_hardware, forward_with_variance, load_run, read_log, write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen, so that no screen is needed)
@@ -43,7 +44,7 @@ from matplotlib.ticker import MaxNLocator  # noqa: E402
 NUMBERS_AT_ONCE = 2**30   # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
 USEFUL = 1.10             # a block is useful when its linear stand-in raises the loss by more than 10 %
-THRESHOLDS = [round(x, 4) for x in np.geomspace(1.001, 2.0, 40).tolist()]
+THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).tolist()]
 
 
 # States and interventions ---------------------------------------------------------------------------------------
@@ -337,21 +338,6 @@ def to_lists(tensors):
     return {key: tensor.tolist() for key, tensor in tensors.items()}
 
 
-def load_items(path):
-    """A JSONL of {"context", "choices", "answer"}; raises BadInput naming file and line."""
-    items = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            item = json.loads(line)
-            good = item["context"] and all(item["choices"]) and 0 <= item["answer"] < len(item["choices"])
-        except (ValueError, KeyError, TypeError):
-            good = False
-        if not good:
-            raise BadInput(f'{path}, line {number}: must be {{"context": text, "choices": [texts], "answer": index}}')
-        items.append(item)
-    return items
-
-
 def analyse_run(folder, n_sequences=100, task=None):
     """Score a finished run and write its analysis.json; a diverged one has nothing to score."""
     summary = json.loads((folder / "summary.json").read_text())
@@ -547,6 +533,11 @@ def judge_sweep(points):
 # Figures ------------------------------------------------------------------------------------------------------------
 
 MARKERS = "osD^vP*X<>hd"
+def growth(ratios):
+    """Loss ratios as relative growth of the loss, on a logarithmic axis: all below one in ten thousand looks the same."""
+    return np.maximum(np.array(ratios) - 1, 1e-4)
+
+
 LINES = {  # figure: [(title, x label, y label, first x, logarithmic, curve of a run)]; a curve may bring its own x
     "variance": [
         ("during training", "step", "variance of h_L", 0, True,
@@ -555,14 +546,14 @@ LINES = {  # figure: [(title, x label, y label, first x, logarithmic, curve of a
         ("attention branch", "block", "variance", 1, True, lambda run: run.analysis["variance"]["attention"]),
         ("feed-forward branch", "block", "variance", 1, True, lambda run: run.analysis["variance"]["mlp"])],
     "pruning": [
-        ("one block removed", "block", "loss / loss of the whole", 1, True, lambda run: run.analysis["prune_ratios"]),
+        ("one block removed", "block", "relative growth of the loss", 1, True, lambda run: growth(run.analysis["prune_ratios"])),
         ("last first", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["last"]),
         ("least harmful first", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["least"]),
         ("greedy", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["greedy"])],
     "linear": [
-        ("block made linear", "block", "loss / loss of the whole", 1, True, lambda run: run.analysis["linear_ratios"]["held_out"]),
-        ("share of useful blocks", "threshold on the loss ratio", "share of blocks", 0, False,
-         lambda run: (run.analysis["thresholds"], run.analysis["share_above"]["held_out"]))],
+        ("one block made linear", "block", "relative growth of the loss", 1, True, lambda run: growth(run.analysis["linear_ratios"]["held_out"])),
+        ("share of blocks whose growth is above", "threshold (the paper's: 0.1)", "share of blocks", 0, False,
+         lambda run: (np.array(THRESHOLDS) - 1, [usefulness(run.analysis["linear_ratios"]["held_out"], t) for t in THRESHOLDS]))],
     "jacobian": [
         ("averaged over tokens, then norm", "block", "||J - I|| / d", 1, True, lambda run: run.analysis["jacobian"]["deviation"]),
         ("norm, then averaged", "block", "||J - I|| / d", 1, True, lambda run: run.analysis["jacobian"]["per_token"])],
@@ -579,17 +570,20 @@ def point_styles(points):
 
 
 def draw_lines(axis, points, title, xlabel, ylabel, first, log, curve):
-    """Each point's curve, mean over seeds with its 95 % interval as a band."""
+    """Each point's curve, mean over seeds with its 95 % interval as a band; of the logarithms on a logarithmic axis."""
+    into, back = (np.log, np.exp) if log else (np.array, np.array)
     for point, style in point_styles(points).items():
         curves = [curve(run) if isinstance(curve(run), tuple) else (np.arange(len(curve(run))) + first, curve(run)) for run in points[point]]
-        x, table = curves[0][0], np.array([values for _, values in curves])
+        x, table = curves[0][0], into([values for _, values in curves])
         mean, half = np.array([interval(column) for column in table.T]).T
-        axis.plot(x, mean, label=point, markevery=max(1, len(mean) // 8), markersize=4, **style)
+        axis.plot(x, back(mean), label=point, markevery=max(1, len(mean) // 8), markersize=4, **style)
         if len(curves) > 1:
-            axis.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.25, linewidth=0)
+            axis.fill_between(x, back(mean - half), back(mean + half), color=style["color"], alpha=0.25, linewidth=0)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
-    if xlabel != "threshold on the loss ratio":
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if xlabel.startswith("threshold"):
+        axis.set(xscale="log", ylim=(-0.05, 1.05))
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def line_figure(points, panels):

@@ -65,3 +65,18 @@ def held_out_sequences(config, model_config, n_sequences, length=512, device="cp
     n_sequences = max(1, min(n_sequences, len(tokens) // (T + 1) // 2))
     spaced = np.linspace(0, len(tokens) - T - 1, 2 * n_sequences).astype(int)
     return take_sequences(tokens, spaced[parity::2], T, device)
+
+
+def load_items(path):
+    """A JSONL of {"context", "choices", "answer"}; raises BadInput naming file and line."""
+    items = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            item = json.loads(line)
+            good = item["context"] and all(item["choices"]) and 0 <= item["answer"] < len(item["choices"])
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            raise BadInput(f'{path}, line {number}: must be {{"context": text, "choices": [texts], "answer": index}}')
+        items.append(item)
+    return items

@@ -16,8 +16,9 @@ import torch.nn as nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import analyze  # noqa: E402
+from configs.read import TrainConfig  # noqa: E402
 from data.read import held_out_sequences  # noqa: E402
-from train import TrainConfig, choose_hardware, load_run, write_json  # noqa: E402
+from train import choose_hardware, load_run, write_json  # noqa: E402
 
 
 @torch.no_grad()

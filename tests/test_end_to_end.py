@@ -33,9 +33,9 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     for name in ("model.py", "train.py", "analyze.py", "sparsity.py"):
         shutil.copy(REPOSITORY / name, folder)
-    (folder / "data").mkdir()
-    for name in ("prepare.py", "read.py"):
-        shutil.copy(REPOSITORY / "data" / name, folder / "data")
+    for name in ("configs/read.py", "data/prepare.py", "data/read.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, folder / name)
     (folder / "mine.txt").write_text(TEXT)
     (folder / "sweep.toml").write_text(CONFIG)
     (folder / "window.toml").write_text('attention = "window"\n' + CONFIG.replace("n_layer = [2, 3]", "window = [2, 8]"))

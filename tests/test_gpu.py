@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from configs.read import TrainConfig
 from model import GPT, GPTConfig, flex_mask
 from test_model import TOGGLES
-from train import TrainConfig, build_training, evaluate, make_update
+from train import build_training, evaluate, make_update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPE = dict(block_size=256, vocab_size=512, n_layer=3, n_head=4, n_embd=128, mlp_hidden=256)

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import train
+from configs.read import OPTIONS, TrainConfig, load_points
 from data import read
 from data.prepare import BadInput
 from model import GPT, GPTConfig
-from train import TrainConfig, load_points, parse_arguments
+from train import parse_arguments
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = """
@@ -137,7 +138,7 @@ def test_help_shows_each_option_with_its_comment(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for name in train.OPTIONS:
+    for name in OPTIONS:
         assert f"--{name} " in text
     assert "--n_layer int depth L, in blocks (default 4)" in text
     assert "--stride int strided: the last `stride` keys, and one of every `stride` before them (default 32)" in text
@@ -242,7 +243,7 @@ def test_a_run_leaves_what_the_design_promises(project, capsys):
     folder = run_folder(project, "n_layer=2")
     config, summary = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "summary"))
     log = train.read_log(folder)
-    assert config["n_layer"] == 2 and config["n_kv_head"] == 2 and set(train.OPTIONS) <= set(config)
+    assert config["n_layer"] == 2 and config["n_kv_head"] == 2 and set(OPTIONS) <= set(config)
     assert [line["step"] for line in log] == [0, 2, 4, 6, 8, 10, 12]
     for line in log[1:]:
         assert {"tokens", "train_loss", "lr", "grad_norm", "tokens_per_second"} <= set(line)
