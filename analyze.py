@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import re
-import sys
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from configs.read import TrainConfig
 from data import read
-from data.prepare import BadInput, tokenizer
+from data.prepare import BadInput, or_one_sentence, tokenizer
 from data.read import held_out_sequences, load_items, load_meta
 from model import GPTConfig, cross_entropy
 from sparsity import densities, mask_density
@@ -102,30 +101,27 @@ def jacobian_deviation(model, idx):
     ||J - I||_F / d, as published, off_diagonal ||J - diag J||_F / d, spectral ||J||_2. Averaging before the norm
     lets tokens' Jacobians cancel: per_token is the mean over t of ||J_t - I||_F / d. In the weights' dtype.
     A group of features is one batch of vector-Jacobian products through a single block."""
-    C, T = model.config.n_embd, idx.shape[1]
-    group = max(1, TOKENS_AT_ONCE // T)
-    scores = {key: [] for key in ("deviation", "off_diagonal", "diagonal_mean", "spectral", "per_token")}
-    with torch.no_grad():
-        states = torch.stack([torch.stack(hidden_states(model, row[None]))[:, 0] for row in idx])  # (N, L + 1, T, C)
-    identity = torch.eye(C, device=idx.device, dtype=states.dtype)
-    for layer, block in enumerate(model.blocks):
-        jacobian, per_token = torch.zeros(C, C, dtype=torch.float64, device=idx.device), 0.0
-        for h in states[:, layer]:
-            squares = torch.zeros(T, dtype=torch.float64, device=idx.device)
-            for features in torch.arange(C, device=idx.device).split(group):
-                x = h.expand(len(features), T, C).clone().requires_grad_()
+    (N, T), L, C = idx.shape, len(model.blocks), model.config.n_embd
+    device, dtype = idx.device, model.head.weight.dtype
+    identity, groups = torch.eye(C, device=device, dtype=dtype), torch.arange(C, device=device).split(max(1, TOKENS_AT_ONCE // T))
+    jacobian = torch.zeros(L, C, C, dtype=torch.float64, device=device)
+    per_token = torch.zeros(L, dtype=torch.float64, device=device)
+    for row in idx:
+        with torch.no_grad():
+            states = hidden_states(model, row[None])
+        for layer, block in enumerate(model.blocks):
+            squares = torch.zeros(T, dtype=torch.float64, device=device)
+            for features in groups:
+                x = states[layer].expand(len(features), T, C).clone().requires_grad_()
                 picked = block(x).sum(dim=1).gather(1, features[:, None]).sum()
                 gradient, = torch.autograd.grad(picked, x)                        # (features, T, C)
-                jacobian[:, features] += gradient.double().mean(dim=1).T / len(idx)
+                jacobian[layer][:, features] += gradient.double().mean(dim=1).T / N
                 squares += (gradient - identity[features, None]).double().square().sum(dim=(0, 2))
-            per_token += squares.sqrt().mean() / C / len(idx)
-        deviation = jacobian - identity
-        scores["deviation"].append(deviation.norm() / C)
-        scores["off_diagonal"].append((jacobian - jacobian.diagonal().diag()).norm() / C)
-        scores["diagonal_mean"].append(jacobian.diagonal().mean())
-        scores["spectral"].append(torch.linalg.matrix_norm(jacobian, 2))
-        scores["per_token"].append(per_token)
-    return {key: torch.stack(values).cpu() for key, values in scores.items()}
+            per_token[layer] += squares.sqrt().mean() / C / N
+    diagonal = jacobian.diagonal(dim1=1, dim2=2)
+    return {"deviation": ((jacobian - identity).flatten(1).norm(dim=1) / C).cpu(),
+            "off_diagonal": ((jacobian - torch.diag_embed(diagonal)).flatten(1).norm(dim=1) / C).cpu(),
+            "diagonal_mean": diagonal.mean(dim=1).cpu(), "spectral": torch.linalg.matrix_norm(jacobian, 2).cpu(), "per_token": per_token.cpu()}
 
 
 @torch.no_grad()
@@ -697,38 +693,31 @@ def report_sweep(runs, folder):
     return points
 
 
+def analyse_sweeps(arguments):
+    sweeps = [path for path in arguments.sweeps if path.is_dir() or path.suffix == ".json" or len(arguments.sweeps) == 1]
+    reported = {}
+    for path in sweeps:
+        for folder in tqdm(sorted(file.parent for file in path.glob("*/summary.json")), desc=path.name, unit="run", disable=None):
+            analyse_run(folder, arguments.sequences, arguments.task)
+        runs, target = read_runs(path), path.with_suffix("") if path.suffix == ".json" else path
+        if arguments.publish and runs:
+            target = arguments.publish / path.stem
+            arguments.publish.mkdir(parents=True, exist_ok=True)
+            digits = json.dumps([asdict(run) for run in runs])  # six of each number are enough to publish
+            write_json(target.with_suffix(".json"), json.loads(digits, parse_float=lambda number: float(f"{float(number):.6g}")))
+            runs = read_runs(target.with_suffix(".json"))
+        reported[path.stem] = report_sweep(runs, target)
+    if len(reported) > 1:
+        save_figure(joint_figure(reported), (arguments.publish or sweeps[0].parent) / "joint.png")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="+", type=Path, help="folders of runs, such as out/demo, or published .json files")
     parser.add_argument("--sequences", type=int, default=100, help="held-out sequences to score on (default 100, as published)")
     parser.add_argument("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')
     parser.add_argument("--publish", type=Path, help="write <sweep>.json, figures and report there, such as results")
-    arguments = parser.parse_args(argv)
-    sweeps = [path for path in arguments.sweeps if path.is_dir() or path.suffix == ".json" or len(arguments.sweeps) == 1]
-    try:
-        reported = {}
-        for path in sweeps:
-            for folder in tqdm(sorted(file.parent for file in path.glob("*/summary.json")), desc=path.name, unit="run", disable=None):
-                analyse_run(folder, arguments.sequences, arguments.task)
-            runs = read_runs(path)
-            target = path.with_suffix("") if path.suffix == ".json" else path
-            if arguments.publish and runs:
-                target = arguments.publish / path.stem
-                arguments.publish.mkdir(parents=True, exist_ok=True)
-                digits = json.dumps([asdict(run) for run in runs])  # six of each number are enough to publish
-                write_json(target.with_suffix(".json"), json.loads(digits, parse_float=lambda number: float(f"{float(number):.6g}")))
-                runs = read_runs(target.with_suffix(".json"))
-            reported[path.stem] = report_sweep(runs, target)
-        if len(reported) > 1:
-            save_figure(joint_figure(reported), (arguments.publish or sweeps[0].parent) / "joint.png")
-    except BadInput as error:
-        sentence = error
-    except OSError as error:
-        sentence = f"{error.filename}: {error.strerror}"
-    else:
-        return
-    print(f"analyze.py: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    or_one_sentence(analyse_sweeps, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -315,8 +315,8 @@ class GPT(nn.Module):
         """Token ids (B, T) -> h_0, the residual stream before the first block (B, T, C)."""
         return self.embedding(idx).to(self.compute_dtype or self.embedding.weight.dtype)
 
-    def compile(self):
-        """For a GPU. The blocks share their code, so the first one's compilation serves all; block masks skip work."""
+    def compile_for_gpu(self):
+        """For speed alone. The blocks share their code, so the first one's compilation serves all; block masks skip work."""
         masked = self.config.attention in ("window", "strided") and self.config.n_embd // self.config.n_head >= 16
         block_mask = flex_mask(self.config, self.head.weight.device) if masked else None
         for block in self.blocks:

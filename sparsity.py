@@ -8,7 +8,6 @@ Functions take any model with model.py's names; nothing of ours is imported unti
 """
 import argparse
 import math
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -301,6 +300,14 @@ def print_table(result, name):
         print(f"  {layer:5}  {' '.join(f'{k:6.1f}' for k in keys):38}  {' '.join(f'{s:.2f}' for s in share)}{balance}")
 
 
+def print_tables(folders):
+    from data.read import held_out_sequences
+    from train import load_run
+    for folder in folders:
+        model, config = load_run(folder)
+        print_table(densities(model, held_out_sequences(config, model.config, 16)[0]), folder)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="run folders, such as out/demo/n_layer=8")
@@ -308,18 +315,11 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.theory == bool(arguments.runs):
         parser.error("give run folders, or --theory alone")
-    from data.prepare import BadInput
-    from data.read import held_out_sequences
-    from train import load_run
-    try:
-        if arguments.theory:
-            draw_theory("results")
-        for folder in arguments.runs:
-            model, config = load_run(folder)
-            print_table(densities(model, held_out_sequences(config, model.config, 16)[0]), folder)
-    except BadInput as error:
-        print(f"sparsity.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    from data.prepare import or_one_sentence
+    if arguments.theory:
+        or_one_sentence(draw_theory, "results")
+    else:
+        or_one_sentence(print_tables, arguments.runs)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from torch.utils._triton import has_triton
 from tqdm import tqdm
 
 from configs.read import OPTIONS, TrainConfig, build_configs, load_points, parse_override
-from data.prepare import BadInput
+from data.prepare import BadInput, or_one_sentence
 from data.read import load_meta, load_tokens, take_rows, take_sequences, training_offsets, validation_offsets
 from model import GPT, GPTConfig, cross_entropy
 
@@ -114,7 +114,7 @@ def build_training(model_config, config):
     model = GPT(model_config).to(device)
     model.compute_dtype = dtype
     if compiled:
-        model.compile()
+        model.compile_for_gpu()
     on_gpu = device.type == "cuda"  # there the learning rate is a tensor, which a recorded step can read
     optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), betas=(0.9, 0.95), eps=1e-8, fused=True,
                                   capturable=on_gpu, lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate)
@@ -261,7 +261,7 @@ def train(folder, model_config, config, bar_position=0):
     if (folder / "ckpt.pt").exists():
         checkpoint = load_checkpoint(folder, device)
         model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": checkpoint["optimizer"]})  # the options are this machine's
         step, seconds = checkpoint["step"], checkpoint["seconds"]
         log = [line for line in read_log(folder) if line["step"] <= step]
     else:
@@ -294,7 +294,7 @@ def train(folder, model_config, config, bar_position=0):
         with open(folder / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         if evaluates and not diverged:
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "step": step,
                         "seconds": time.perf_counter() - started}, folder / "ckpt.pt.tmp")
             os.replace(folder / "ckpt.pt.tmp", folder / "ckpt.pt")
         last_time, last_step = time.perf_counter(), step
@@ -342,7 +342,11 @@ def run_sweep(path, overrides, timed):
     if rank == 0 and (note := choose_hardware(next(iter(points.values()))[1])[-1]):
         print(note, file=sys.stderr)
     for name, (model_config, config) in tqdm(mine, desc=path.stem, unit="run", position=2 * rank, disable=None):
-        summary = train(Path(config.out_dir) / path.stem / name, model_config, config, bar_position=2 * rank + 1)
+        try:
+            summary = train(Path(config.out_dir) / path.stem / name, model_config, config, bar_position=2 * rank + 1)
+        except torch.OutOfMemoryError:
+            raise BadInput(f"{name} is out of GPU memory: halve batch_size and double gradient_accumulation_steps, which gives "
+                           "the same result") from None
         result = "diverged" if summary["diverged"] else (
             f"val_loss {summary['val_loss']:.4f}  perplexity {summary['perplexity']:.2f}  "
             f"last_layer_variance {summary['last_layer_variance']:.4g}")
@@ -351,19 +355,10 @@ def run_sweep(path, overrides, timed):
 
 def main(argv=None):
     try:
-        run_sweep(*parse_arguments(argv))
-        return
-    except BadInput as error:
-        sentence = error
-    except OSError as error:
-        sentence = f"{error.filename}: {error.strerror}"
-    except torch.OutOfMemoryError:
-        sentence = "out of GPU memory: halve batch_size and double gradient_accumulation_steps, which gives the same result"
+        or_one_sentence(lambda: run_sweep(*parse_arguments(argv)))
     except KeyboardInterrupt:
         print("\ntrain.py: stopped; the same command goes on from the last evaluation", file=sys.stderr)
         sys.exit(130)
-    print(f"train.py: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

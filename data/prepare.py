@@ -40,6 +40,18 @@ class BadInput(Exception):
     """One sentence for the person at the keyboard: what is wrong and what to do."""
 
 
+def or_one_sentence(function, *arguments):
+    """function(*arguments); bad input ends in one sentence on standard error and exit code 2, not in a traceback."""
+    try:
+        return function(*arguments)
+    except BadInput as error:
+        sentence = error
+    except OSError as error:
+        sentence = f"{error.filename}: {error.strerror}"
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
 # Tokens -------------------------------------------------------------------------------------------------------
 
 def tokenizer(vocab_size):
@@ -291,16 +303,7 @@ def main(argv=None):
     parser.add_argument("--name", help="folder under data/ (default: the source's name)")
     parser.add_argument("--archive", help="books: a local archive instead of the download")
     parser.add_argument("--shards", type=int, default=1, help="fineweb: training shards of 100 M tokens (default 1)")
-    try:
-        prepare(parser.parse_args(argv))
-    except BadInput as error:
-        sentence = error
-    except OSError as error:
-        sentence = f"{error.filename}: {error.strerror}"
-    else:
-        return
-    print(f"prepare.py: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    or_one_sentence(prepare, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def gradients(options, compiled, dtype):
         parameter.data.mul_(3 if parameter.dim() > 1 else 1)
     model.compute_dtype = dtype
     if compiled:
-        model.compile()
+        model.compile_for_gpu()
     idx = torch.randint(512, (4, 257), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
     _, loss = model(idx[:, :-1], idx[:, 1:])
     (loss + model.router_loss()).backward()
