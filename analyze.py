@@ -407,7 +407,8 @@ METRICS = {  # what a run is judged by; None where it has no such number
     "key/value density": lambda run: run.analysis["densities"]["key_value"],
     "expert density": lambda run: run.analysis["densities"]["expert"],
 }
-DENSITIES = ("weight density", "attention density", "key/value density", "expert density")
+DENSITY_OF = {"weight_decay": "weight density", "n_kv_head": "key/value density", "n_expert": "expert density",
+              **dict.fromkeys(("block_size", "attention", "window", "stride", "topk"), "attention density")}  # what an option moves
 
 
 # Claims -----------------------------------------------------------------------------------------------------------
@@ -512,8 +513,7 @@ def judge_sweep(points):
     """[(claim, verdict, effect, half-width, number of seeds)] for the claims that the sweep speaks to: those whose
     option, and nothing that is not tied to it, differs between its points."""
     runs = [run for point in points.values() for run in point]
-    varying = {key for key in runs[0].config if len({run.config[key] for run in runs}) > 1} - {"seed"}
-    verdicts = []
+    varying, verdicts = varying_options(runs), []
     for claim in CLAIMS:
         _, _, option, metric, shape = claim
         value = OPTIONS.get(option, lambda run, option=option: run.config[option])
@@ -624,24 +624,28 @@ def matrix_figure(points):
     return figure
 
 
+def varying_options(runs):
+    return {key for key in runs[0].config if len({run.config[key] for run in runs}) > 1} - {"seed"}
+
+
 def joint_figure(sweeps):
-    """Density, last-layer variance and effective depth of every point of every sweep; the density is the one of the
-    four that varies most within a sweep (a sweep of none, such as depth, is in the last panel alone)."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    """Density, last-layer variance and effective depth of every point of every sweep; the density is the one that the
+    sweep's option moves (a sweep that moves none of the four, or several, is in the last panel alone)."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, max(2, len(sweeps))))
     for (name, points), colour, marker in zip(sweeps.items(), colours, MARKERS):
-        mean = {metric: np.array([interval([METRICS[metric](run) for run in runs])[0] for runs in points.values()])
-                for metric in (*DENSITIES, "last-layer variance", "N_eff / L")}
-        varied = max(DENSITIES, key=lambda density: np.ptp(np.log(mean[density])))
-        order, style = np.argsort(mean[varied]), dict(color=colour, marker=marker)
-        if np.ptp(np.log(mean[varied])) > 0.05:
+        mean = {metric: np.array([interval([value(run) for run in runs])[0] for runs in points.values()]) for metric, value in METRICS.items()}
+        moved = {DENSITY_OF[key] for key in varying_options(sum(points.values(), [])) if key in DENSITY_OF}
+        style = dict(color=colour, marker=marker, label=f"{name} ({', '.join(moved)})" if len(moved) == 1 else name)
+        if len(moved) == 1:
+            density = mean[moved.pop()]
             for axis, metric in zip(axes, ("last-layer variance", "N_eff / L")):
-                axis.plot(mean[varied][order], mean[metric][order], linestyle=":", **style)
-        axes[2].plot(mean["last-layer variance"], mean["N_eff / L"], linestyle="", label=f"{name} ({varied})", **style)
-    axes[0].set(xlabel="density that was swept", ylabel="variance of h_L", xscale="log", yscale="log")
-    axes[1].set(xlabel="density that was swept", ylabel="N_eff / L", xscale="log")
+                axis.plot(density[density.argsort()], mean[metric][density.argsort()], linestyle=":", **style)
+        axes[2].plot(mean["last-layer variance"], mean["N_eff / L"], linestyle="", **style)
+    axes[0].set(xlabel="density that was swept", ylabel="variance of h_L", yscale="log")
+    axes[1].set(xlabel="density that was swept", ylabel="N_eff / L")
     axes[2].set(xlabel="variance of h_L", ylabel="N_eff / L", xscale="log")
-    figure.legend(loc="outside right center", fontsize=9)
+    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     return figure
 
 
