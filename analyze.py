@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from configs.read import TrainConfig
@@ -35,10 +36,6 @@ from data.read import held_out_sequences, load_items, load_meta
 from model import GPTConfig, cross_entropy
 from sparsity import densities, mask_density
 from train import choose_hardware, forward_with_variance, load_run, read_log, write_json
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen, so that no screen is needed)
-from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 NUMBERS_AT_ONCE = 2**30   # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15

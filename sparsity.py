@@ -257,8 +257,6 @@ def simulate_variance(config, idx, keep=1.0, n_seeds=32):
 
 def draw_theory(folder, n_seeds=32):
     """Write theory.png and theory.json: predicted lines and simulated points, a panel for each case."""
-    import matplotlib
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from tqdm import tqdm
 
