@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import analyze
 from analyze import Run, interval, judge, pair_mean
 from model import GPT, GPTConfig
-from test_model import TOGGLES, each_toggle
+from test_model import each_toggle
 
 LAYERS, WIDTH, LENGTH = 4, 8, 6
 

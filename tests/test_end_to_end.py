@@ -7,7 +7,6 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-import torch
 
 REPOSITORY = Path(__file__).parent.parent
 TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(150) for j in range(12))

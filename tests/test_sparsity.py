@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import sparsity
-from model import GPT, GPTConfig
+from model import GPT
 from test_model import TOGGLES, build, tokens
 
 
