@@ -35,7 +35,7 @@ from data.prepare import BadInput, or_one_sentence, tokenizer
 from data.read import held_out_sequences, load_items, load_meta
 from model import GPTConfig, cross_entropy
 from sparsity import densities, mask_density
-from train import choose_hardware, forward_with_variance, load_run, read_log, write_json
+from train import choose_hardware, forward_with_variance, load_run, read_log, replacing, write_json
 
 NUMBERS_AT_ONCE = 2**30   # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
@@ -299,16 +299,23 @@ def choice_accuracy(model, items, encode):
 def score_run(model, config, n_sequences, device):
     """Every score of one model as plain numbers and lists, on held-out sequences; the fit of the linear maps on others."""
     idx, targets = held_out_sequences(config, model.config, n_sequences, device=device)
-    fit_idx, fit_targets = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
+    fit_data = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
     jacobian = jacobian_deviation(model, idx[:max(1, n_sequences // 12)])  # a small difference: in full fp32
     torch.set_float32_matmul_precision("high")  # for the rest a GPU's tf32 products will do
+    try:
+        return {**scores_beside_jacobian(model, idx, targets, *fit_data), "jacobian": to_lists(jacobian)}
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def scores_beside_jacobian(model, idx, targets, fit_idx, fit_targets):
     maps = fit_linear_maps(model, fit_idx)
     ratios = {"held_out": linear_ratios(model, maps, idx, targets), "same": linear_ratios(model, maps, fit_idx, fit_targets),
               "transposed": linear_ratios(model, maps, idx, targets, transposed=True)}
     causal, permutation = causal_matrix(model, idx), permutation_matrix(model, idx, targets)
     angular, influence = angular_distance(model, idx)
     n_eff = effective_depth(ratios["held_out"])
-    result = {
+    return {
         "sequences": len(idx), "length": idx.shape[1],
         "variance": to_lists(layer_variance(model, idx)),
         "prune_ratios": prune_ratios(model, idx, targets).tolist(),
@@ -318,13 +325,10 @@ def score_run(model, config, n_sequences, device):
         "linear_ratios": to_lists(ratios), "usefulness": {fit: usefulness(r) for fit, r in ratios.items()},
         "share_above": {fit: [usefulness(r, t) for t in THRESHOLDS] for fit, r in ratios.items()}, "thresholds": THRESHOLDS,
         "n_eff": n_eff, "n_eff_share": n_eff / len(model.blocks),
-        "jacobian": to_lists(jacobian),
         "block_influence": influence.tolist(), "angular_distance": angular.tolist(),
         "logit_lens": logit_lens(model, idx).tolist(),
         "densities": densities(model, idx[:16]),
     }
-    torch.set_float32_matmul_precision("highest")
-    return result
 
 
 def to_lists(tensors):
@@ -410,7 +414,7 @@ DENSITY_OF = {"weight_decay": "weight density", "n_kv_head": "key/value density"
 
 # Claims -----------------------------------------------------------------------------------------------------------
 #
-# The rule, fixed before any result was looked at. A claim says how a metric moves along a swept option. One effect
+# The rule, fixed before the runs in results/depth were trained. A claim says how a metric moves along a swept option. One effect
 # is computed for each seed that every point has; its 95 % Student-t interval over seeds decides: wholly on the
 # predicted side of zero is `supported`, wholly on the other `opposed`, anything else, and any single seed,
 # `undecided`. Effects, by the claim's shape:
@@ -483,7 +487,7 @@ def judge(table, shape, log=False):
     """The rule. table (n_points, n_seeds): the metric, points in the order of the swept option.
     Returns (verdict, mean effect, half-width)."""
     table = np.log(np.asarray(table, dtype=float)) if log else np.asarray(table, dtype=float)
-    table = -table if shape.endswith("lowest") or shape.startswith("lowest") else table
+    table = -table if "lowest" in shape else table
     wanted, threshold, opposed = -1 if shape in ("falls", "negative", "no worse") else 1, 0.0, None
     if shape in ("rises", "falls"):
         effect = interval([slope(column) for column in table.T])
@@ -526,6 +530,8 @@ def judge_sweep(points):
 # Figures ------------------------------------------------------------------------------------------------------------
 
 MARKERS = "osD^vP*X<>hd"
+
+
 def growth(ratios):
     """Loss ratios as relative growth of the loss, on a logarithmic axis: all below one in ten thousand looks the same."""
     return np.maximum(np.array(ratios) - 1, 1e-4)
@@ -566,7 +572,8 @@ def draw_lines(axis, points, title, xlabel, ylabel, first, log, curve):
     """Each point's curve, mean over seeds with its 95 % interval as a band; of the logarithms on a logarithmic axis."""
     into, back = (np.log, np.exp) if log else (np.array, np.array)
     for point, style in point_styles(points).items():
-        curves = [curve(run) if isinstance(curve(run), tuple) else (np.arange(len(curve(run))) + first, curve(run)) for run in points[point]]
+        curves = [curve(run) for run in points[point]]
+        curves = [c if isinstance(c, tuple) else (np.arange(len(c)) + first, c) for c in curves]
         x, table = curves[0][0], into([values for _, values in curves])
         mean, half = np.array([interval(column) for column in table.T]).T
         axis.plot(x, back(mean), label=point, markevery=max(1, len(mean) // 8), markersize=4, **style)
@@ -629,11 +636,11 @@ def joint_figure(sweeps):
     """Density, last-layer variance and effective depth of every point of every sweep; the density is the one that the
     sweep's option moves (a sweep that moves none of the four, or several, is in the last panel alone)."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, max(2, len(sweeps))))
-    for (name, points), colour, marker in zip(sweeps.items(), colours, MARKERS):
+    for name, style in point_styles(sweeps).items():
+        points = sweeps[name]
         mean = {metric: np.array([interval([value(run) for run in runs])[0] for runs in points.values()]) for metric, value in METRICS.items()}
         moved = {DENSITY_OF[key] for key in varying_options(sum(points.values(), [])) if key in DENSITY_OF}
-        style = dict(color=colour, marker=marker, label=f"{name} ({', '.join(moved)})" if len(moved) == 1 else name)
+        style["label"] = f"{name} ({', '.join(moved)})" if len(moved) == 1 else name
         if len(moved) == 1:
             density = mean[moved.pop()]
             for axis, metric in zip(axes, ("last-layer variance", "N_eff / L")):
@@ -647,8 +654,8 @@ def joint_figure(sweeps):
 
 
 def save_figure(figure, path):
-    figure.savefig(path.with_name(path.name + ".tmp"), format="png", dpi=100)
-    path.with_name(path.name + ".tmp").replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
     plt.close(figure)
 
 
@@ -688,8 +695,8 @@ def report_sweep(runs, folder):
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     diverged = [f"{run.point},seed={run.seed}" for run in runs if run.analysis is None]
-    (folder / "report.md.tmp").write_text(report_text(folder.name, points, diverged))
-    (folder / "report.md.tmp").replace(folder / "report.md")
+    with replacing(folder / "report.md") as temporary:
+        temporary.write_text(report_text(folder.name, points, diverged))
     print(folder / "report.md")
     return points
 

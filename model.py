@@ -100,6 +100,12 @@ def visible(config, T, device=None):
     return ATTENTION_PATTERNS[config.attention](config, position[:, None], position[None, :])
 
 
+def keys_in_sight(config):
+    """(block_size,) how many keys each position may look at, counted some rows of the mask at a time."""
+    position, pattern = torch.arange(config.block_size), ATTENTION_PATTERNS[config.attention]
+    return torch.cat([pattern(config, q[:, None], position).sum(dim=1) for q in position.split(256)])
+
+
 def flex_mask(config, device):
     """FlexAttention's block mask: it skips blocks of keys that no query of a block can see. One far key in every
     stride would touch each block and skip nothing, so the strided far keys are gathered into a short run of columns
@@ -367,11 +373,9 @@ class GPT(nn.Module):
         """Floating-point operations of a training step, per token: 6 for each weight of a matrix product (2 forward,
         4 backward; the embedding is a look-up), active experts only; and 12 n_embd for each key in sight (2 for its
         score and 2 for its value, times 3), in sight as the mask needs: causal full attention has (T + 1) / 2."""
-        config, position = self.config, torch.arange(self.config.block_size)
+        config = self.config
         weights = self.count_parameters(active=True) - self.embedding.weight.numel()
-        pattern = ATTENTION_PATTERNS[config.attention]
-        in_sight = sum(pattern(config, q[:, None], position).sum().item() for q in position.split(256)) / len(position)
-        return 6 * weights + 12 * config.n_layer * config.n_embd * in_sight
+        return 6 * weights + 12 * config.n_layer * config.n_embd * keys_in_sight(config).sum().item() / config.block_size
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):

@@ -88,9 +88,9 @@ def expert_use(model, idx):
 
 def mask_density(config):
     """Share of the causal (query, key) pairs that the attention pattern leaves in sight; for topk, chooses."""
-    from model import visible
+    from model import keys_in_sight
     T = config.block_size
-    in_sight = visible(config, T).sum(dim=1).clamp(max=config.topk if config.attention == "topk" else T)
+    in_sight = keys_in_sight(config).clamp(max=config.topk if config.attention == "topk" else T)
     return in_sight.sum().item() / (T * (T + 1) / 2)
 
 
@@ -260,7 +260,7 @@ def draw_theory(folder, n_seeds=32):
     import matplotlib.pyplot as plt
     from tqdm import tqdm
 
-    from train import write_json
+    from train import replacing, write_json
     figure, axes = plt.subplots(3, 4, figsize=(12, 8), sharex=True, sharey=True, layout="constrained")
     results = {}
     for axis, (name, (options, keep)) in zip(axes.flat, tqdm(THEORY_CASES.items(), desc="theory", disable=None)):
@@ -278,8 +278,8 @@ def draw_theory(folder, n_seeds=32):
     figure.supylabel("variance of the residual stream at initialisation")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "theory.png.tmp", format="png", dpi=110)
-    (folder / "theory.png.tmp").replace(folder / "theory.png")
+    with replacing(folder / "theory.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
     write_json(folder / "theory.json", {"seeds": n_seeds, "torch": torch.__version__, "device": "cpu", "cases": results})
     print(f"{'case':24}{'var(h_1)':>12}{'var(h_32)':>12}{'predicted':>12}{'largest gap':>13}")

@@ -17,7 +17,7 @@ import re
 import statistics
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -204,11 +204,17 @@ def bench(points, n_windows=10):
             torch.cuda.reset_peak_memory_stats(device)
 
 
-def write_json(path, content):
-    """Under a temporary name first, so that a file is there whole or not at all."""
+@contextmanager
+def replacing(path):
+    """A temporary name to write to, which then takes path's place: the file is there whole or as it was."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    yield temporary
     os.replace(temporary, path)
+
+
+def write_json(path, content):
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def load_checkpoint(folder, map_location):
@@ -266,7 +272,8 @@ def train(folder, model_config, config, bar_position=0):
         log = [line for line in read_log(folder) if line["step"] <= step]
     else:
         log = [{"step": 0, "tokens": 0, **evaluate(model, val_tokens, config)}]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    with replacing(folder / "log.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in log))
 
     update = make_update(model, optimizer, train_tokens, config)
     started, last_time, last_step = time.perf_counter() - seconds, time.perf_counter(), step
@@ -294,9 +301,9 @@ def train(folder, model_config, config, bar_position=0):
         with open(folder / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         if evaluates and not diverged:
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "step": step,
-                        "seconds": time.perf_counter() - started}, folder / "ckpt.pt.tmp")
-            os.replace(folder / "ckpt.pt.tmp", folder / "ckpt.pt")
+            with replacing(folder / "ckpt.pt") as temporary:
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "step": step,
+                            "seconds": time.perf_counter() - started}, temporary)
         last_time, last_step = time.perf_counter(), step
     bar.close()
     summary = summarise(log, model, step, time.perf_counter() - started, diverged)
