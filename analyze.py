@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import re
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -46,10 +47,24 @@ THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).toli
 # States and interventions ---------------------------------------------------------------------------------------
 
 def chunks(model, *tensors):
-    """Split (N, T) tensors along N so that all cached states of a piece fit, whatever N, T and n_layer."""
+    """Split (N, T) tensors along N, evenly, so that all cached states of a piece fit, whatever N, T and n_layer."""
     per_token = (len(model.blocks) + 1) * model.config.n_embd + 4 * model.config.vocab_size
-    n_tokens = min(TOKENS_AT_ONCE, NUMBERS_AT_ONCE // per_token)
-    return zip(*(tensor.split(max(1, n_tokens // tensors[0].shape[1])) for tensor in tensors))
+    N, T = tensors[0].shape
+    n_rows = max(1, min(TOKENS_AT_ONCE, NUMBERS_AT_ONCE // per_token) // T)
+    return zip(*(tensor.tensor_split(math.ceil(N / n_rows)) for tensor in tensors))
+
+
+def with_compiled_blocks(model):
+    """For speed alone: the same weights behind a GPT whose blocks are compiled. The given one stays as it is, as
+    compiled code runs no hooks. Experts stay uncompiled: in fp32 their number of rows decides what runs."""
+    if not model.head.weight.is_cuda or not choose_hardware(TrainConfig())[2] or model.config.n_expert:
+        return model
+    torch._dynamo.config.recompile_limit = 256  # runs of a sweep share the block's code
+    fast = copy(model)
+    blocks = torch.nn.ModuleList(torch.compile(block, dynamic=False) for block in model.blocks)
+    fast._modules = {**model._modules, "blocks": blocks}
+    fast.read_out_with_loss = torch.compile(model.read_out_with_loss, dynamic=False)
+    return fast
 
 
 def run(blocks, h):
@@ -74,7 +89,8 @@ def intervention_losses(model, idx, targets, interventions, blocks=None):
     for rows, wanted in chunks(model, idx, targets):
         states = hidden_states(model, rows, blocks)
         for i, (start, rest) in enumerate(interventions):
-            total[i] += cross_entropy(model.read_out(run(rest, states[start])), wanted).double().sum()
+            loss = model.read_out_with_loss(run(rest, states[start]), wanted)[1]
+            total[i] += loss.double() * wanted.numel()
     return (total / targets.numel()).cpu()
 
 
@@ -300,6 +316,7 @@ def score_run(model, config, n_sequences, device):
     """Every score of one model as plain numbers and lists, on held-out sequences; the fit of the linear maps on others."""
     idx, targets = held_out_sequences(config, model.config, n_sequences, device=device)
     fit_data = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
+    torch.set_float32_matmul_precision("highest")
     jacobian = jacobian_deviation(model, idx[:max(1, n_sequences // 12)])  # a small difference: in full fp32
     torch.set_float32_matmul_precision("high")  # for the rest a GPU's tf32 products will do
     try:
@@ -309,24 +326,25 @@ def score_run(model, config, n_sequences, device):
 
 
 def scores_beside_jacobian(model, idx, targets, fit_idx, fit_targets):
-    maps = fit_linear_maps(model, fit_idx)
-    ratios = {"held_out": linear_ratios(model, maps, idx, targets), "same": linear_ratios(model, maps, fit_idx, fit_targets),
-              "transposed": linear_ratios(model, maps, idx, targets, transposed=True)}
-    causal, permutation = causal_matrix(model, idx), permutation_matrix(model, idx, targets)
-    angular, influence = angular_distance(model, idx)
+    fast = with_compiled_blocks(model)
+    maps = fit_linear_maps(fast, fit_idx)
+    ratios = {"held_out": linear_ratios(fast, maps, idx, targets), "same": linear_ratios(fast, maps, fit_idx, fit_targets),
+              "transposed": linear_ratios(fast, maps, idx, targets, transposed=True)}
+    causal, permutation = causal_matrix(fast, idx), permutation_matrix(fast, idx, targets)
+    angular, influence = angular_distance(fast, idx)
     n_eff = effective_depth(ratios["held_out"])
     return {
         "sequences": len(idx), "length": idx.shape[1],
         "variance": to_lists(layer_variance(model, idx)),
-        "prune_ratios": prune_ratios(model, idx, targets).tolist(),
-        "cumulative": {order: cumulative_pruning(model, idx, targets, order).tolist() for order in ("last", "least", "greedy")},
+        "prune_ratios": prune_ratios(fast, idx, targets).tolist(),
+        "cumulative": {order: cumulative_pruning(fast, idx, targets, order).tolist() for order in ("last", "least", "greedy")},
         "causal_matrix": causal.tolist(), "causal": pair_mean(causal),
         "permutation_matrix": permutation.tolist(), "permutation": pair_mean(permutation),
         "linear_ratios": to_lists(ratios), "usefulness": {fit: usefulness(r) for fit, r in ratios.items()},
         "share_above": {fit: [usefulness(r, t) for t in THRESHOLDS] for fit, r in ratios.items()}, "thresholds": THRESHOLDS,
         "n_eff": n_eff, "n_eff_share": n_eff / len(model.blocks),
         "block_influence": influence.tolist(), "angular_distance": angular.tolist(),
-        "logit_lens": logit_lens(model, idx).tolist(),
+        "logit_lens": logit_lens(fast, idx).tolist(),
         "densities": densities(model, idx[:16]),
     }
 

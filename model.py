@@ -66,6 +66,7 @@ class GPTConfig:
         if self.n_expert:
             refuse(self.n_expert_active > self.n_expert, f"n_expert_active = {self.n_expert_active} "
                    f"must be at most n_expert = {self.n_expert}")
+            refuse(self.n_expert > 2**15, f"n_expert = {self.n_expert} must be at most {2**15}")
             refuse(self.n_embd % 8, f"n_embd = {self.n_embd} must be a multiple of 8 with experts (grouped_mm's alignment)")
             refuse(self.expert_hidden % 8, f"expert_hidden = {self.expert_hidden} must be a multiple of 8 (grouped_mm's alignment)")
 
@@ -168,10 +169,9 @@ class CausalSelfAttention(nn.Module):
         """Queries, keys and values, (B, H, T, D) each; with GQA each key/value head is repeated for its queries."""
         T, n_head, n_kv_head = x.shape[1], self.config.n_head, self.config.n_kv_head
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size))             # (B, T, all heads, D)
-        query_key, value = heads.split((n_head + n_kv_head, n_kv_head), dim=2)
-        query_key = rotate(query_key, self.cos[:T, None], self.sin[:T, None])
-        query, key = query_key.transpose(1, 2).split((n_head, n_kv_head), dim=1)        # (B, H, T, D)
-        value = value.transpose(1, 2)
+        query, key, value = heads.split((n_head, n_kv_head, n_kv_head), dim=2)
+        query, key = (rotate(t, self.cos[:T, None], self.sin[:T, None]) for t in (query, key))
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))            # (B, H, T, D)
         if n_kv_head < n_head:
             key, value = (t.repeat_interleave(n_head // n_kv_head, dim=1) for t in (key, value))
         return query, key, value
@@ -243,6 +243,16 @@ def grouped_linear(rows, weight, ends):
     return F.grouped_mm(rows, weight.mT, offs=ends)
 
 
+def largest(values, n):
+    """values.topk(n) of a short last dimension: n passes of max are one kernel, where topk sorts."""
+    left, position, places = values.detach(), torch.arange(values.shape[-1], device=values.device), []
+    for _ in range(n):
+        places.append(left.argmax(dim=-1, keepdim=True))
+        left = left.masked_fill(position == places[-1], float("-inf"))
+    places = torch.cat(places, dim=-1)
+    return values.gather(-1, places), places
+
+
 class MoE(nn.Module):
     """Dropless mixture of experts: y = shared(x) + sum over a token's top K experts of probability * expert(x)."""
     def __init__(self, config):
@@ -259,7 +269,7 @@ class MoE(nn.Module):
         """tokens (N, C) -> router logits and probabilities (N, E), and the top K's weights and experts (N, K)."""
         logits = self.router(tokens.to(self.router.weight.dtype))  # fp32: rounding must not flip the choice
         probability = logits.softmax(dim=-1)
-        weight, expert = probability.topk(self.config.n_expert_active)
+        weight, expert = largest(probability, self.config.n_expert_active)
         if self.config.normalize_expert_weights:
             weight = weight / weight.sum(dim=-1, keepdim=True)
         return logits, probability, weight, expert
@@ -274,9 +284,10 @@ class MoE(nn.Module):
         K = self.config.n_expert_active
         tokens = x.flatten(0, -2)                                              # (N, C)
         logits, probability, weight, expert = self.route(tokens)
-        expert_of_row, order = expert.flatten().sort(stable=True)              # (N*K,), rows grouped by expert
-        inverse = order.argsort()
-        ends = torch.searchsorted(expert_of_row, torch.arange(self.config.n_expert, device=x.device),
+        # In 16 bits, as a GPU's sort takes time for each byte of its keys.
+        expert_of_row, order = expert.flatten().short().sort(stable=True)      # (N*K,), rows grouped by expert
+        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        ends = torch.searchsorted(expert_of_row, torch.arange(self.config.n_expert, dtype=torch.int16, device=x.device),
                                   right=True, out_int32=True)                  # (E,)
         if self.training:
             self.router_loss = self.balance_losses(logits, probability, ends)
@@ -323,20 +334,24 @@ class GPT(nn.Module):
 
     def compile_for_gpu(self):
         """For speed alone. The blocks share their code, so the first one's compilation serves all; block masks skip work."""
+        # The points of a sweep share the block's code, too; after eight variants the default is to give up compiling.
+        torch._dynamo.config.recompile_limit = 256
         masked = self.config.attention in ("window", "strided") and self.config.n_embd // self.config.n_head >= 16
         block_mask = flex_mask(self.config, self.head.weight.device) if masked else None
         for block in self.blocks:
             block.attention.block_mask = block_mask
             block.compile(dynamic=False)
-        self.read_out_with_loss = torch.compile(self.read_out_with_loss, dynamic=False)
+        two_pass = {"online_softmax": False}  # measured: a third faster over a vocabulary of thousands
+        self.read_out_with_loss = torch.compile(self.read_out_with_loss, dynamic=False, options=two_pass)
 
     def read_out(self, h):
         """Residual stream (B, T, C) -> logits (B, T, vocab_size)."""
         return self.head(self.norm(h))
 
     def read_out_with_loss(self, h, targets):
+        """Logits to look at and the loss to train on: gradients of both would fill a whole array of zeros for one."""
         logits = self.read_out(h)
-        return logits, cross_entropy(logits, targets).mean()
+        return logits.detach(), cross_entropy(logits, targets).mean()
 
     def forward(self, idx, targets=None):
         """idx, targets (B, T) -> logits (B, T, vocab_size) and the mean cross-entropy in nats, or None."""

@@ -113,6 +113,8 @@ def build_training(model_config, config):
     torch.manual_seed(config.seed)
     model = GPT(model_config).to(device)
     model.compute_dtype = dtype
+    if dtype == torch.bfloat16:  # then only the routers work in fp32, and 11 bits serve inputs of 8
+        torch.set_float32_matmul_precision("high")
     if compiled:
         model.compile_for_gpu()
     on_gpu = device.type == "cuda"  # there the learning rate is a tensor, which a recorded step can read
@@ -177,7 +179,9 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12, "3
 
 
 def bench(points, n_windows=10):
-    """Time the real training step of each point on random tokens, a window of steps at a time; writes no run."""
+    """Time the real training step of each point on random tokens, a window of steps at a time; writes no run. Prints a
+    line for each point and returns what it says, [{"name", "tokens_per_second", ...}]."""
+    rows = []
     for name, (model_config, config) in points.items():
         started = time.perf_counter()
         model, optimizer = build_training(model_config, config)
@@ -195,13 +199,25 @@ def bench(points, n_windows=10):
             speeds.append(n_steps * config.sequences_per_step * model_config.block_size / (time.perf_counter() - began))
         speeds, kind = sorted(speeds[1:]), torch.cuda.get_device_name(device) if on_gpu else "cpu"
         peak = next((flops for part, flops in PEAK_FLOPS.items() if part in kind), None)
-        utilisation = f"{statistics.median(speeds) * model.flops_per_token() / peak:.1%}" if peak else "unknown peak"
-        memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB" if on_gpu else "not measured"
-        tqdm.write(f"{name}  {statistics.median(speeds):,.0f} tokens/s ({speeds[0]:,.0f} to {speeds[-1]:,.0f})  first step after "
-                   f"{first:.1f} s  MFU {utilisation}  memory {memory}  {kind}")
+        rows.append({"name": name, "tokens_per_second": statistics.median(speeds), "slowest": speeds[0], "fastest": speeds[-1], "first_step_seconds": first,
+                     "mfu": statistics.median(speeds) * model.flops_per_token() / peak if peak else None,
+                     "memory_GiB": peak_memory(device), "device": kind, "torch": torch.__version__})
+        tqdm.write("{name}  {tokens_per_second:,.0f} tokens/s ({slowest:,.0f} to {fastest:,.0f})  first step after {first_step_seconds:.1f} s  "
+                   "MFU {utilisation}  memory {memory_GiB:.2f} GiB  {device}".format(**rows[-1], utilisation=f"{rows[-1]['mfu']:.1%}" if peak else "unknown peak"))
         del model, optimizer, update
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
+    return rows
+
+
+def peak_memory(device):
+    """In GiB: on a GPU, of its tensors; on the CPU, of the whole process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return math.nan
+    import resource  # which Windows lacks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
 @contextmanager
@@ -343,7 +359,8 @@ def parse_arguments(argv):
 def run_sweep(path, overrides, timed):
     points = load_points(path, overrides)
     if timed:
-        return bench(points)
+        bench(points)
+        return
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = list(points.items())[rank::world_size]  # torchrun: points are independent, so sharing them out is all
     if rank == 0 and (note := choose_hardware(next(iter(points.values()))[1])[-1]):

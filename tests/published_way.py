@@ -101,9 +101,11 @@ def main():
         torch.cuda.reset_peak_memory_stats()
     ours = {"jacobian": seconds(lambda: analyze.jacobian_deviation(model, few[0]))}
     torch.set_float32_matmul_precision("high")
-    ours |= {"causal": seconds(lambda: analyze.causal_matrix(model, data[0])),
-             "permutation": seconds(lambda: analyze.permutation_matrix(model, *data)),
-             "linear": seconds(lambda: analyze.linear_ratios(model, analyze.fit_linear_maps(model, data[0]), *data))}
+    fast = analyze.with_compiled_blocks(model)
+    compiling = seconds(lambda: (analyze.prune_ratios(fast, *data), analyze.causal_matrix(fast, data[0])))
+    ours |= {"causal": seconds(lambda: analyze.causal_matrix(fast, data[0])),
+             "permutation": seconds(lambda: analyze.permutation_matrix(fast, *data)),
+             "linear": seconds(lambda: analyze.linear_ratios(fast, analyze.fit_linear_maps(fast, data[0]), *data))}
     everything = seconds(lambda: analyze.score_run(model, config, arguments.sequences, device))
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     model.compute_dtype = dtype

@@ -17,6 +17,11 @@ ON_GPU = {**TOGGLES, "window": dict(attention="window", window=40), "strided": d
           "together": dict(n_kv_head=2, attention="strided", stride=24, n_expert=4, expert_hidden=64, layer_norm_scaling=True)}
 
 
+@pytest.fixture(autouse=True)
+def full_precision():
+    torch.set_float32_matmul_precision("highest")
+
+
 def gradients(options, compiled, dtype):
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SHAPE, **options})).cuda()
