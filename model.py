@@ -48,8 +48,8 @@ class GPTConfig:
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
         self.mlp_hidden = self.mlp_hidden or 32 * math.ceil(self.n_embd * 8 / 3 / 32)
-        if not self.expert_hidden:
-            self.expert_hidden = max(8, 8 * round(self.mlp_hidden / max(1, self.n_expert_active + self.n_shared_expert) / 8))
+        among = max(1, self.n_expert_active + self.n_shared_expert)
+        self.expert_hidden = self.expert_hidden or max(8, 8 * round(self.mlp_hidden / among / 8))
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "mlp_hidden", "n_kv_head",
                      "window", "stride", "topk", "n_expert_active", "expert_hidden"):
             refuse(getattr(self, name) < 1, f"{name} = {getattr(self, name)} must be at least 1")
@@ -64,11 +64,10 @@ class GPTConfig:
         refuse(self.n_shared_expert and not self.n_expert,
                f"n_shared_expert = {self.n_shared_expert} needs experts to share with: set n_expert too")
         if self.n_expert:
-            refuse(self.n_expert_active > self.n_expert, f"n_expert_active = {self.n_expert_active} "
-                   f"must be at most n_expert = {self.n_expert}")
-            refuse(self.n_expert > 2**15, f"n_expert = {self.n_expert} must be at most {2**15}")
-            refuse(self.n_embd % 8, f"n_embd = {self.n_embd} must be a multiple of 8 with experts (grouped_mm's alignment)")
-            refuse(self.expert_hidden % 8, f"expert_hidden = {self.expert_hidden} must be a multiple of 8 (grouped_mm's alignment)")
+            for name, most in ("n_expert_active", self.n_expert), ("n_expert", 2**15):
+                refuse(getattr(self, name) > most, f"{name} = {getattr(self, name)} must be at most {most}")
+            for name in ("n_embd", "expert_hidden"):
+                refuse(getattr(self, name) % 8, f"{name} = {getattr(self, name)} must be a multiple of 8 with experts (grouped_mm's alignment)")
 
 
 def refuse(wrong, sentence):
@@ -111,8 +110,7 @@ def flex_mask(config, device):
     """FlexAttention's block mask: it skips blocks of keys that no query of a block can see. One far key in every
     stride would touch each block and skip nothing, so the strided far keys are gathered into a short run of columns
     of their own, before all the near ones (CausalSelfAttention.attend lays the keys out so)."""
-    T, stride = config.block_size, config.stride
-    allowed = ATTENTION_PATTERNS[config.attention]
+    T, stride, allowed = config.block_size, config.stride, ATTENTION_PATTERNS[config.attention]
     n_far = T // stride if config.attention == "strided" else 0
 
     def columns(b, h, q, column):
@@ -126,20 +124,16 @@ def flex_mask(config, device):
 # The layers --------------------------------------------------------------------------------------------------
 
 class Linear(nn.Linear):
-    """Without bias, in the dtype of its input: fp32 master weights serve a bf16 residual stream."""
-    def __init__(self, n_in, n_out):
-        super().__init__(n_in, n_out, bias=False)
-
+    """In the dtype of its input: fp32 master weights serve a bf16 residual stream."""
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype))
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, times 1/sqrt(layer) with layer-norm scaling."""
+    """x / rms(x) * weight, times 1/sqrt(layer) with layer-norm scaling: a buffer, so that layers share compiled code."""
     def __init__(self, n_embd, layer=1):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(n_embd))
-        # A tensor and not a float, so that one compiled block serves every layer.
         self.register_buffer("depth_scale", torch.tensor(layer ** -0.5), persistent=False)
 
     def forward(self, x):
@@ -157,8 +151,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.config = config
         self.head_size = config.n_embd // config.n_head
-        self.query_key_value = Linear(config.n_embd, (config.n_head + 2 * config.n_kv_head) * self.head_size)
-        self.output = Linear(config.n_embd, config.n_embd)
+        self.query_key_value = Linear(config.n_embd, (config.n_head + 2 * config.n_kv_head) * self.head_size, bias=False)
+        self.output = Linear(config.n_embd, config.n_embd, bias=False)
         self.block_mask = None  # FlexAttention's, set where the block is compiled for a GPU
         pairs = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
         angle = torch.outer(torch.arange(config.block_size), 10000.0 ** -pairs)  # (block_size, D/2)
@@ -168,10 +162,9 @@ class CausalSelfAttention(nn.Module):
     def project(self, x):
         """Queries, keys and values, (B, H, T, D) each; with GQA each key/value head is repeated for its queries."""
         T, n_head, n_kv_head = x.shape[1], self.config.n_head, self.config.n_kv_head
-        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size))             # (B, T, all heads, D)
-        query, key, value = heads.split((n_head, n_kv_head, n_kv_head), dim=2)
-        query, key = (rotate(t, self.cos[:T, None], self.sin[:T, None]) for t in (query, key))
-        query, key, value = (t.transpose(1, 2) for t in (query, key, value))            # (B, H, T, D)
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size)).split((n_head, n_kv_head, n_kv_head), dim=2)
+        query, key = (rotate(t, self.cos[:T, None], self.sin[:T, None]) for t in heads[:2])  # (B, T, heads, D)
+        query, key, value = (t.transpose(1, 2) for t in (query, key, heads[2]))         # (B, H, T, D)
         if n_kv_head < n_head:
             key, value = (t.repeat_interleave(n_head // n_kv_head, dim=1) for t in (key, value))
         return query, key, value
@@ -187,8 +180,7 @@ class CausalSelfAttention(nn.Module):
 
     def weights(self, x):
         """(B, H, T, T) attention probabilities, the explicit way; x is the branch's normalised input."""
-        query, key, _ = self.project(x)
-        return self.scores(query, key).softmax(dim=-1)
+        return self.scores(*self.project(x)[:2]).softmax(dim=-1)
 
     def attend(self, query, key, value):
         config, T = self.config, query.shape[2]
@@ -212,8 +204,8 @@ class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)), with gate and up in one product."""
     def __init__(self, n_embd, hidden):
         super().__init__()
-        self.gate_up = Linear(n_embd, 2 * hidden)
-        self.down = Linear(hidden, n_embd)
+        self.gate_up = Linear(n_embd, 2 * hidden, bias=False)
+        self.down = Linear(hidden, n_embd, bias=False)
 
     def forward(self, x):
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -229,8 +221,7 @@ class Permute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        order, inverse = ctx.saved_tensors
-        return Permute.apply(gradient, inverse, order), None, None
+        return Permute.apply(gradient, *ctx.saved_tensors[::-1]), None, None
 
 
 def grouped_linear(rows, weight, ends):
@@ -284,8 +275,7 @@ class MoE(nn.Module):
         K = self.config.n_expert_active
         tokens = x.flatten(0, -2)                                              # (N, C)
         logits, probability, weight, expert = self.route(tokens)
-        # In 16 bits, as a GPU's sort takes time for each byte of its keys.
-        expert_of_row, order = expert.flatten().short().sort(stable=True)      # (N*K,), rows grouped by expert
+        expert_of_row, order = expert.flatten().short().sort(stable=True)      # (N*K,), by expert; short keys sort faster
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
         ends = torch.searchsorted(expert_of_row, torch.arange(self.config.n_expert, dtype=torch.int16, device=x.device),
                                   right=True, out_int32=True)                  # (E,)
@@ -321,7 +311,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(1, config.n_layer + 1))
         self.norm = RMSNorm(config.n_embd)
-        self.head = Linear(config.n_embd, config.vocab_size)
+        self.head = Linear(config.n_embd, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
                 ends_branch = name.endswith(("attention.output.weight", "down", "down.weight"))
@@ -334,15 +324,14 @@ class GPT(nn.Module):
 
     def compile_for_gpu(self):
         """For speed alone. The blocks share their code, so the first one's compilation serves all; block masks skip work."""
-        # The points of a sweep share the block's code, too; after eight variants the default is to give up compiling.
-        torch._dynamo.config.recompile_limit = 256
+        torch._dynamo.config.recompile_limit = 256  # a sweep's points share the block's code; eight variants are the default
         masked = self.config.attention in ("window", "strided") and self.config.n_embd // self.config.n_head >= 16
         block_mask = flex_mask(self.config, self.head.weight.device) if masked else None
         for block in self.blocks:
             block.attention.block_mask = block_mask
             block.compile(dynamic=False)
-        two_pass = {"online_softmax": False}  # measured: a third faster over a vocabulary of thousands
-        self.read_out_with_loss = torch.compile(self.read_out_with_loss, dynamic=False, options=two_pass)
+        # Two passes over the logits are faster than one that rescales its sum on the way.
+        self.read_out_with_loss = torch.compile(self.read_out_with_loss, dynamic=False, options={"online_softmax": False})
 
     def read_out(self, h):
         """Residual stream (B, T, C) -> logits (B, T, vocab_size)."""
@@ -372,9 +361,8 @@ class GPT(nn.Module):
 
     def parameter_groups(self, weight_decay):
         """AdamW's groups: matrices and embeddings decay, norms do not (the paper's rule)."""
-        parameters = list(self.parameters())
-        return [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-                {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
+        matrices, vectors = ([p for p in self.parameters() if (p.dim() >= 2) == wanted] for wanted in (True, False))
+        return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
     def count_parameters(self, active=False):
         """All parameters, embeddings included; active: without the experts that a token is not sent to."""
@@ -398,12 +386,9 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             logits = self(idx[:, -self.config.block_size:])[0][:, -1].float()
             if top_k is not None:
-                smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-                logits = logits.masked_fill(logits < smallest, float("-inf"))
-            if temperature == 0:
-                following = logits.argmax(dim=-1, keepdim=True)
-            else:
-                following = torch.multinomial((logits / temperature).softmax(dim=-1), num_samples=1)
+                logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], float("-inf"))
+            following = (logits.argmax(dim=-1, keepdim=True) if temperature == 0 else
+                         torch.multinomial((logits / temperature).softmax(dim=-1), num_samples=1))
             idx = torch.cat((idx, following), dim=1)
         return idx
 

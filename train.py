@@ -9,6 +9,7 @@ is finished, summary.json. The same command, started again after any kind of dea
 from the last evaluation.
 """
 import argparse
+import gc
 import inspect
 import json
 import math
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from configs.read import OPTIONS, TrainConfig, build_configs, load_points, parse_override
 from data.prepare import BadInput, or_one_sentence
-from data.read import load_meta, load_tokens, take_rows, take_sequences, training_offsets, validation_offsets
+from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
 from model import GPT, GPTConfig, cross_entropy
 
 WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile")  # may differ between two starts of the same run
@@ -126,8 +127,11 @@ def build_training(model_config, config):
 def make_update(model, optimizer, tokens, config):
     """-> update(step): one optimizer step; its cross-entropy (mean over all its batches) and gradient norm, on the device."""
     T, device = model.config.block_size, model.head.weight.device
+    tokens_there = torch.from_numpy(tokens.view(np.int16)).to(device)  # the bits of uint16, which few operations know
+    places = torch.arange(T + 1, device=device)
 
-    def optimize(rows):
+    def optimize(offsets):
+        rows = tokens_there[offsets[:, None] + places].long() & 0xFFFF
         loss = torch.zeros((), device=device)
         for batch in rows.chunk(config.gradient_accumulation_steps):
             _, batch_loss = model(batch[:, :-1], batch[:, 1:])
@@ -144,7 +148,7 @@ def make_update(model, optimizer, tokens, config):
                 group["lr"].fill_(learning_rate_at(step, config))
             else:
                 group["lr"] = learning_rate_at(step, config)
-        return optimize(take_rows(tokens, training_offsets(config, len(tokens), T, step), T, device))
+        return optimize(torch.from_numpy(training_offsets(config, len(tokens), T, step)).to(device, non_blocking=True))
 
     if device.type == "cuda" and model.compute_dtype == torch.bfloat16:
         optimize = as_cuda_graph(optimize)
@@ -152,24 +156,24 @@ def make_update(model, optimizer, tokens, config):
 
 
 def as_cuda_graph(function, n_warm_up=3):
-    """For speed alone: function(rows) recorded once and replayed, as launching a step's many small kernels one by one
+    """For speed alone: function(x) recorded once and replayed, as launching a step's many small kernels one by one
     takes longer than running them. The first calls run as they are, which compiles and allocates whatever is lazy."""
-    graph, stream, calls, static_rows, result = torch.cuda.CUDAGraph(), torch.cuda.Stream(), 0, None, None
+    graph, stream, calls, static_x, result = torch.cuda.CUDAGraph(), torch.cuda.Stream(), 0, None, None
 
-    def replay(rows):
-        nonlocal calls, static_rows, result
-        static_rows = torch.empty_like(rows) if static_rows is None else static_rows
-        static_rows.copy_(rows)
+    def replay(x):
+        nonlocal calls, static_x, result
+        static_x = torch.empty_like(x) if static_x is None else static_x
+        static_x.copy_(x)
         calls += 1
         if calls <= n_warm_up:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                result = function(static_rows)
+                result = function(static_x)
             torch.cuda.current_stream().wait_stream(stream)
             return result
         if calls == n_warm_up + 1:
             with torch.cuda.graph(graph):
-                result = function(static_rows)
+                result = function(static_x)
         graph.replay()
         return result
     return replay
@@ -179,35 +183,41 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12, "3
 
 
 def bench(points, n_windows=10):
-    """Time the real training step of each point on random tokens, a window of steps at a time; writes no run. Prints a
-    line for each point and returns what it says, [{"name", "tokens_per_second", ...}]."""
+    """Time the real training step of each point on random tokens; writes no run. Prints a line for each point and
+    returns what it says, [{"name", "tokens_per_second", ...}]."""
     rows = []
-    for name, (model_config, config) in points.items():
-        started = time.perf_counter()
-        model, optimizer = build_training(model_config, config)
-        device = model.head.weight.device
-        on_gpu = device.type == "cuda"
-        tokens = np.random.default_rng(0).integers(model_config.vocab_size, size=2**22).astype(np.uint16)
-        update = make_update(model, optimizer, tokens, config)
-        update(0)[0].item()
-        first, speeds, n_steps = time.perf_counter() - started, [], 20 if on_gpu else 2
-        for window in range(-1, n_windows):  # the first one is not counted
-            began = time.perf_counter()
-            for step in range(n_steps):
-                loss, _ = update(1 + step)
-            loss.item()
-            speeds.append(n_steps * config.sequences_per_step * model_config.block_size / (time.perf_counter() - began))
-        speeds, kind = sorted(speeds[1:]), torch.cuda.get_device_name(device) if on_gpu else "cpu"
-        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in kind), None)
-        rows.append({"name": name, "tokens_per_second": statistics.median(speeds), "slowest": speeds[0], "fastest": speeds[-1], "first_step_seconds": first,
-                     "mfu": statistics.median(speeds) * model.flops_per_token() / peak if peak else None,
-                     "memory_GiB": peak_memory(device), "device": kind, "torch": torch.__version__})
+    for name, point in points.items():
+        rows.append({"name": name, **time_steps(*point, n_windows)})
         tqdm.write("{name}  {tokens_per_second:,.0f} tokens/s ({slowest:,.0f} to {fastest:,.0f})  first step after {first_step_seconds:.1f} s  "
-                   "MFU {utilisation}  memory {memory_GiB:.2f} GiB  {device}".format(**rows[-1], utilisation=f"{rows[-1]['mfu']:.1%}" if peak else "unknown peak"))
-        del model, optimizer, update
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(device)
+                   "MFU {mfu:.1%}  memory {memory_GiB:.2f} GiB  {device}".format(**rows[-1]).replace("nan%", "unknown"))
+        gc.collect()  # a recorded step's memory goes with its last reference
     return rows
+
+
+def time_steps(model_config, config, n_windows):
+    """Tokens/s (median, slowest and fastest of n_windows windows of steps), seconds to the first step, model FLOPs
+    utilisation (GPT.flops_per_token), peak memory."""
+    started = time.perf_counter()
+    model, optimizer = build_training(model_config, config)
+    device = model.head.weight.device
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    tokens = np.random.default_rng(0).integers(model_config.vocab_size, size=2**22).astype(np.uint16)
+    update = make_update(model, optimizer, tokens, config)
+    update(0)[0].item()
+    first, speeds, n_steps = time.perf_counter() - started, [], 20 if on_gpu else 2
+    for window in range(-1, n_windows):  # the first one is not counted
+        began = time.perf_counter()
+        for step in range(n_steps):
+            loss, _ = update(1 + step)
+        loss.item()
+        speeds.append(n_steps * config.sequences_per_step * model_config.block_size / (time.perf_counter() - began))
+    speeds, kind = sorted(speeds[1:]), torch.cuda.get_device_name(device) if on_gpu else "cpu"
+    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in kind), math.nan)
+    return {"tokens_per_second": statistics.median(speeds), "slowest": speeds[0], "fastest": speeds[-1], "first_step_seconds": first,
+            "mfu": statistics.median(speeds) * model.flops_per_token() / peak,  # nan where the device's peak is unknown
+            "memory_GiB": peak_memory(device), "device": kind, "torch": torch.__version__}
 
 
 def peak_memory(device):

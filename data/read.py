@@ -29,20 +29,12 @@ def load_tokens(dataset, split, model_config):
                        f"{meta['vocab_size'] - 1}: leave vocab_size out, or prepare the data with fewer")
     if meta["tokens"][split] <= model_config.block_size:
         raise BadInput(f"{path} has {meta['tokens'][split]:,} tokens, too few for block_size = {model_config.block_size}")
-    return np.memmap(path, dtype=np.uint16, mode="r")
-
-
-def take_rows(tokens, offsets, block_size, device):
-    """(len(offsets), block_size + 1) token ids, int64."""
-    rows = torch.from_numpy(tokens[offsets[:, None] + np.arange(block_size + 1)].astype(np.int64))
-    if torch.device(device).type == "cuda":
-        rows = rows.pin_memory().to(device, non_blocking=True)
-    return rows
+    return np.memmap(path, dtype=np.uint16, mode="c")  # never written, though torch wants it writable
 
 
 def take_sequences(tokens, offsets, block_size, device):
-    """(len(offsets), block_size) inputs and the same, one position on, as targets."""
-    rows = take_rows(tokens, offsets, block_size, device)
+    """(len(offsets), block_size) inputs, int64, and the same, one position on, as targets."""
+    rows = torch.from_numpy(tokens[offsets[:, None] + np.arange(block_size + 1)].astype(np.int64)).to(device)
     return rows[:, :-1], rows[:, 1:]
 
 

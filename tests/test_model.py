@@ -131,7 +131,7 @@ def naive_moe(moe, x):
     config, y = moe.config, []
     for token in x.flatten(0, -2):
         probability = (moe.router.weight @ token).softmax(dim=0)
-        best = sorted(range(config.n_expert), key=lambda e: -float(probability[e]))[:config.n_expert_active]
+        best = sorted(range(config.n_expert), key=lambda e: -probability[e].item())[:config.n_expert_active]
         total = sum(probability[e] for e in best) if config.normalize_expert_weights else 1.0
         out = torch.zeros_like(token)
         for e in best:
