@@ -18,24 +18,25 @@ import argparse
 import json
 import math
 import re
+import time
 from copy import copy
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from tqdm import tqdm
 
+from configs.claims import DENSITY_OF, LOG_METRICS, METRICS, interval, judge_sweep, rung, varying_options
 from configs.read import TrainConfig
 from data import read
 from data.prepare import BadInput, or_one_sentence, tokenizer
 from data.read import held_out_sequences, load_items, load_meta
-from model import GPTConfig, cross_entropy
-from sparsity import densities, mask_density
+from model import cross_entropy
+from sparsity import densities, predict_variance
 from train import choose_hardware, forward_with_variance, load_run, read_log, replacing, write_json
 
 NUMBERS_AT_ONCE = 2**30   # cached states and logits held together, 4 bytes each
@@ -346,6 +347,8 @@ def scores_beside_jacobian(model, idx, targets, fit_idx, fit_targets):
         "block_influence": influence.tolist(), "angular_distance": angular.tolist(),
         "logit_lens": logit_lens(fast, idx).tolist(),
         "densities": densities(model, idx[:16]),
+        # what log.jsonl should show at step 0; None where that ran longer sequences than these
+        "predicted_variance": predict_variance(model.config, idx[0].cpu()) if idx.shape[1] == model.config.block_size else None,
     }
 
 
@@ -354,30 +357,35 @@ def to_lists(tensors):
 
 
 def analyse_run(folder, n_sequences=100, task=None):
-    """Score a finished run and write its analysis.json; a diverged one has nothing to score."""
-    summary = json.loads((folder / "summary.json").read_text())
-    if summary["diverged"]:
+    """Score a finished run and write its analysis.json. A diverged one has nothing to score; a restored one, without
+    its weights, has been scored before."""
+    if json.loads((folder / "summary.json").read_text())["diverged"] or not (folder / "ckpt.pt").exists():
         return
-    device = choose_hardware(TrainConfig())[0]
+    started, device = time.perf_counter(), choose_hardware(TrainConfig())[0]
     model, config = load_run(folder, device)
     analysis = score_run(model, config, n_sequences, device)
     encode = tokenizer(load_meta(config.dataset)["vocab_size"]).encode_ordinary
     for name, path, most in (("choices", read.DATA / config.dataset / "choices.jsonl", 20 * n_sequences), ("task", task, None)):
         if path and (items := load_items(path)[:most]):
             analysis[name] = {"file": path.name, **choice_accuracy(model, items, encode)}
-    write_json(folder / "analysis.json", {**analysis, "torch": torch.__version__, "device": str(device)})
+    write_json(folder / "analysis.json", {**analysis, "seconds": time.perf_counter() - started,
+                                          "torch": torch.__version__, "device": str(device)})
 
 
 # Runs of a sweep -> points with intervals -----------------------------------------------------------------------
 
 @dataclass
 class Run:
-    point: str          # the folder's name without its seed
+    name: str           # its folder's, such as n_layer=8,seed=0
     seed: int
     config: dict
     summary: dict
     log: list           # the lines of log.jsonl that hold a validation
     analysis: dict      # None where the run diverged
+
+    @property
+    def point(self):
+        return re.sub(r",?seed=\d+", "", self.name).lstrip(",") or "run"
 
 
 def read_runs(path):
@@ -389,160 +397,27 @@ def read_runs(path):
     for folder in (file.parent for file in path.glob("*/summary.json")):
         config, summary, analysis = (json.loads(file.read_text()) if file.exists() else None for file in
                                      (folder / f"{name}.json" for name in ("config", "summary", "analysis")))
-        point = re.sub(r",?seed=\d+", "", folder.name).lstrip(",") or "run"
-        runs.append(Run(point, config["seed"], config, summary, [line for line in read_log(folder) if "val_loss" in line], analysis))
+        runs.append(Run(folder.name, config["seed"], config, summary, [line for line in read_log(folder) if "val_loss" in line], analysis))
     return sorted(runs, key=lambda run: [(float(part), "") if re.fullmatch(r"\d+\.?\d*", part) else (math.inf, part)
                                          for part in re.split(r"(\d+\.?\d*)", run.point)] + [run.seed])
 
 
-@lru_cache
-def student_t(level, df):
-    """Half-width of a `level` interval in standard errors. With t = sqrt(df) tan(angle), the density of the angle is
-    proportional to cos(angle)^(df - 1)."""
-    angle = np.linspace(0, math.pi / 2, 200001)
-    mass = np.cumsum(np.cos(angle) ** (df - 1))
-    return math.sqrt(df) * math.tan(np.interp(level, mass / mass[-1], angle))
+def publish_runs(runs, path):
+    """One JSON file of a sweep's runs; six digits of each number are enough."""
+    text = json.dumps([asdict(run) for run in runs])
+    write_json(path, json.loads(text, parse_float=lambda number: float(f"{float(number):.6g}")))
 
 
-def interval(values, level=0.95):
-    """Mean and half-width of its Student-t interval over seeds; the half-width of fewer than two is infinite."""
-    values = np.asarray(values, dtype=float)  # None becomes nan
-    if len(values) < 2:
-        return float(values.mean()), math.inf
-    return float(values.mean()), student_t(level, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-
-
-METRICS = {  # what a run is judged by; None where it has no such number
-    "perplexity": lambda run: run.summary["perplexity"],
-    "last-layer variance": lambda run: run.summary["last_layer_variance"],
-    "causal": lambda run: run.analysis["causal"],
-    "permutation": lambda run: run.analysis["permutation"],
-    "usefulness": lambda run: run.analysis["usefulness"]["held_out"],
-    "N_eff / L": lambda run: run.analysis["n_eff_share"],
-    "choice accuracy": lambda run: run.analysis.get("choices", {}).get("accuracy"),
-    "Jacobian deviation": lambda run: float(np.mean(run.analysis["jacobian"]["deviation"])),
-    "weight density": lambda run: run.analysis["densities"]["weight"],
-    "attention density": lambda run: run.analysis["densities"]["attention"],
-    "key/value density": lambda run: run.analysis["densities"]["key_value"],
-    "expert density": lambda run: run.analysis["densities"]["expert"],
-}
-DENSITY_OF = {"weight_decay": "weight density", "n_kv_head": "key/value density", "n_expert": "expert density",
-              **dict.fromkeys(("block_size", "attention", "window", "stride", "topk"), "attention density")}  # what an option moves
-
-
-# Claims -----------------------------------------------------------------------------------------------------------
-#
-# The rule, fixed before the runs in results/depth were trained. A claim says how a metric moves along a swept option. One effect
-# is computed for each seed that every point has; its 95 % Student-t interval over seeds decides: wholly on the
-# predicted side of zero is `supported`, wholly on the other `opposed`, anything else, and any single seed,
-# `undecided`. Effects, by the claim's shape:
-#   rises, falls     least-squares slope of the metric (its logarithm, if in LOG_METRICS) over the points' rank
-#   negative         the metric itself, at the last point
-#   last lowest, last highest       the smaller of the last point's gains over the first two
-#   no worse         relative change from the first point to the last; supported when its interval lies below MARGIN,
-#                    opposed when above
-#   lowest inside, highest inside   for each inner point, the smaller of its gains over both ends; supported when the
-#                    best point's interval, widened for the number of inner points (Bonferroni), lies above zero,
-#                    opposed when an end beats every inner point so
-
-MARGIN = 0.01
-LOG_METRICS = ("perplexity", "last-layer variance", "Jacobian deviation", "growth at initialisation")
-CLAIM_METRICS = {
-    **METRICS,
-    "growth at initialisation": lambda run: run.log[0]["variance"][-1] / run.log[0]["variance"][0],
-    "slope of log deviation": lambda run: slope(np.log(np.maximum(run.analysis["jacobian"]["deviation"], 1e-30))),
-}
-OPTIONS = {  # an option's value for a run, where it is not simply in the config
-    "queries per key": lambda run: run.config["n_head"] // run.config["n_kv_head"],
-    "mask density": lambda run: mask_density(GPTConfig(**{f.name: run.config[f.name] for f in fields(GPTConfig)})),
-    "rung": lambda run: int((re.match(r"(\d+)-", run.point) or [0, 0])[1]),  # points named 0-..., 1-...: a ladder
-}
-TIED = {  # what may change together with an option; a claim keeps silent where anything else changes too
-    "block_size": {"batch_size", "gradient_accumulation_steps"},
-    "queries per key": {"n_kv_head"},
-    "n_expert": {"n_expert_active", "n_shared_expert", "expert_hidden", "mlp_hidden"},
-    "mask density": {"attention", "window", "stride", "topk"},
-}
-CLAIMS = (  # name, what the paper says, option, metric, shape
-    ("C1", "deeper: more last-layer variance", "n_layer", "last-layer variance", "rises"),
-    ("C2", "deeper: the Jacobian nearer the identity", "n_layer", "Jacobian deviation", "falls"),
-    ("C2", "along the layers of the deepest: the Jacobian nearer the identity", "n_layer", "slope of log deviation", "negative"),
-    ("C3", "deeper: lower causal score", "n_layer", "causal", "falls"),
-    ("C3", "deeper: lower permutation score", "n_layer", "permutation", "falls"),
-    ("C3", "deeper: lower usefulness", "n_layer", "usefulness", "falls"),
-    ("C3+", "deeper: smaller share of the depth in use (ours)", "n_layer", "N_eff / L", "falls"),
-    ("C4", "more weight decay: less variance", "weight_decay", "last-layer variance", "falls"),
-    ("C4", "perplexity best at a moderate weight decay", "weight_decay", "perplexity", "lowest inside"),
-    ("C4", "usefulness best at a moderate weight decay", "weight_decay", "usefulness", "highest inside"),
-    ("C5", "longer context: less variance", "block_size", "last-layer variance", "falls"),
-    ("C5", "perplexity best at a moderate context", "block_size", "perplexity", "lowest inside"),
-    ("C5", "usefulness best at a moderate context", "block_size", "usefulness", "highest inside"),
-    ("C6", "shared keys and values: less variance", "queries per key", "last-layer variance", "falls"),
-    ("C6", "shared keys and values: higher usefulness", "queries per key", "usefulness", "rises"),
-    ("C6", "shared keys and values: perplexity no worse", "queries per key", "perplexity", "no worse"),
-    ("C7", "experts: less variance", "n_expert", "last-layer variance", "falls"),
-    ("C7", "experts: lower perplexity", "n_expert", "perplexity", "falls"),
-    ("C7", "experts: higher usefulness", "n_expert", "usefulness", "rises"),
-    ("C8", "the whole recipe: lower perplexity than plain, deep or shallow", "rung", "perplexity", "last lowest"),
-    ("C8", "the whole recipe: higher accuracy than plain, deep or shallow", "rung", "choice accuracy", "last highest"),
-    ("C9", "sparser attention mask: less variance", "mask density", "last-layer variance", "rises"),
-    ("C9", "sparser attention mask: higher usefulness", "mask density", "usefulness", "falls"),
-    ("C10", "sparser attention mask: slower growth at initialisation", "mask density", "growth at initialisation", "rises"),
-)
-
-
-def slope(values):
-    """Least-squares slope over the rank 0, 1, 2, ... of the values."""
-    return float(np.polyfit(np.arange(len(values)), values, 1)[0]) if len(values) > 1 else 0.0
-
-
-def surest(choose, row, others, level=0.95):
-    """Gains (mean, half-width) of a point, its seeds in row, over others; the one choose (min or max) by lower bound."""
-    return choose((interval(row - other, level) for other in others), key=lambda gain: gain[0] - gain[1])
-
-
-def judge(table, shape, log=False):
-    """The rule. table (n_points, n_seeds): the metric, points in the order of the swept option.
-    Returns (verdict, mean effect, half-width)."""
-    table = np.log(np.asarray(table, dtype=float)) if log else np.asarray(table, dtype=float)
-    table = -table if "lowest" in shape else table
-    wanted, threshold, opposed = -1 if shape in ("falls", "negative", "no worse") else 1, 0.0, None
-    if shape in ("rises", "falls"):
-        effect = interval([slope(column) for column in table.T])
-    elif shape == "negative":
-        effect = interval(table[-1])
-    elif shape == "no worse":
-        effect, threshold = interval(np.expm1(table[-1] - table[0]) if log else table[-1] / table[0] - 1), MARGIN
-    elif shape.startswith("last"):
-        effect = surest(min, table[-1], table[:2])
-    elif len(table) > 2:
-        ends, inner, level = table[[0, -1]], table[1:-1], 1 - 0.05 / (len(table) - 2)
-        effect = max((surest(min, row, ends, level) for row in inner), key=lambda gain: gain[0] - gain[1])
-        opposed = any(gain[0] > gain[1] for gain in (surest(min, end, inner, level) for end in ends))
-    else:
-        return "undecided", math.nan, math.inf
-    mean, half = effect
-    if wanted * (mean - threshold) > half:
-        return "supported", mean, half
-    opposed = -wanted * (mean - threshold) > half if opposed is None else opposed
-    return "opposed" if opposed else "undecided", mean, half
-
-
-def judge_sweep(points):
-    """[(claim, verdict, effect, half-width, number of seeds)] for the claims that the sweep speaks to: those whose
-    option, and nothing that is not tied to it, differs between its points."""
-    runs = [run for point in points.values() for run in point]
-    varying, verdicts = varying_options(runs), []
-    for claim in CLAIMS:
-        _, _, option, metric, shape = claim
-        value = OPTIONS.get(option, lambda run, option=option: run.config[option])
-        ordered = sorted(points.values(), key=lambda runs: value(runs[0]))
-        alone = option == "rung" or varying <= {option} | TIED.get(option, set())
-        seeds = sorted(set.intersection(*({run.seed for run in runs} for runs in ordered)))
-        if alone and seeds and len({value(runs[0]) for runs in ordered}) > 1:
-            table = [[CLAIM_METRICS[metric](next(run for run in runs if run.seed == seed)) for seed in seeds] for runs in ordered]
-            verdicts.append((claim, *judge(table, shape, metric in LOG_METRICS), len(seeds)))
-    return verdicts
+def restore_runs(path, folder):
+    """Run folders, without weights, from a published file: train.py takes their runs for finished and goes on with others."""
+    for run in read_runs(path):
+        target = folder / path.stem / run.name
+        if target.exists():
+            raise BadInput(f"{target} exists already: delete it, or restore into another folder")
+        target.mkdir(parents=True)
+        (target / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in run.log))
+        for name in ("config", "analysis", "summary"):  # the last one makes it a finished run
+            write_json(target / f"{name}.json", getattr(run, name))
 
 
 # Figures ------------------------------------------------------------------------------------------------------------
@@ -574,6 +449,11 @@ LINES = {  # figure: [(title, x label, y label, first x, logarithmic, curve of a
     "jacobian": [
         ("averaged over tokens, then norm", "block", "||J - I|| / d", 1, True, lambda run: run.analysis["jacobian"]["deviation"]),
         ("norm, then averaged", "block", "||J - I|| / d", 1, True, lambda run: run.analysis["jacobian"]["per_token"])],
+    "theory": [
+        ("before training", "block", "variance of h_l / predicted", 0, True,
+         lambda run: np.divide(run.log[0]["variance"], run.analysis["predicted_variance"])),
+        ("after training", "block", "variance of h_l / predicted", 0, True,
+         lambda run: np.divide(run.analysis["variance"]["residual"], run.analysis["predicted_variance"]))],
     "similarity": [
         ("block influence", "block", "1 - cos(input, output)", 1, True, lambda run: run.analysis["block_influence"]),
         ("early read-out", "block", "KL to the final one (nats)", 0, True, lambda run: run.analysis["logit_lens"][:-1])],
@@ -597,7 +477,9 @@ def draw_lines(axis, points, title, xlabel, ylabel, first, log, curve):
         axis.plot(x, back(mean), label=point, markevery=max(1, len(mean) // 8), markersize=4, **style)
         if len(curves) > 1:
             axis.fill_between(x, back(mean - half), back(mean + half), color=style["color"], alpha=0.25, linewidth=0)
-    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if log:
+        logarithmic(axis, "y")
     if xlabel.startswith("threshold"):
         axis.set(xscale="log", ylim=(-0.05, 1.05))
     else:
@@ -613,15 +495,63 @@ def line_figure(points, panels):
     return figure
 
 
+def logarithmic(axis, which):
+    """A logarithmic scale whose few labels are plain numbers, also over less than a decade."""
+    axis.set(**{f"{which}scale": "log"})
+    low, high = getattr(axis, f"get_{which}lim")()
+    ticks = getattr(axis, f"{which}axis")
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ticks.set_minor_formatter(NullFormatter())
+
+
+def means_and_halves(points, metric):
+    """Mean and half-width of a metric at each point, two arrays; a single seed has no interval to draw."""
+    mean, half = np.array([interval([METRICS[metric](run) for run in runs]) for runs in points.values()]).T
+    return mean, np.where(np.isfinite(half), half, 0)
+
+
 def point_figure(points):
-    """Perplexity, choice accuracy, usefulness and N_eff / L of each point, seeds as 95 % intervals."""
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 6.4), layout="constrained", sharex=True)
-    for axis, metric in zip(axes.flat, ("perplexity", "choice accuracy", "usefulness", "N_eff / L")):
-        for i, (point, style) in enumerate(point_styles(points).items()):
-            mean, half = interval([METRICS[metric](run) for run in points[point]])
-            axis.errorbar(i, mean, half if math.isfinite(half) else None, capsize=4, **style)
-        axis.set(title=metric, xticks=range(len(points)))
-        axis.set_xticklabels(points, rotation=30, ha="right", fontsize=9)
+    """What each point comes to, seeds as 95 % intervals. Points that differ in two options are curves over the second."""
+    curves, labels = {}, list(dict.fromkeys(point.rpartition(",")[2] for point in points))
+    for point in points:
+        curves.setdefault(point.rpartition(",")[0], []).append(point)
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharex=True)
+    metrics = ("perplexity", "last-layer variance", "causal", "choice accuracy", "usefulness", "N_eff / L")
+    for axis, metric in zip(axes.flat, metrics):
+        for curve, style in point_styles(curves if len(curves) > 1 else points).items():
+            shown = {point: points[point] for point in (curves[curve] if len(curves) > 1 else [curve])}
+            places = [labels.index(point.rpartition(",")[2]) for point in shown]
+            axis.errorbar(places, *means_and_halves(shown, metric), capsize=4, label=curve, **style)
+        axis.set(title=metric, xticks=range(len(labels)))
+        if metric == "last-layer variance":
+            logarithmic(axis, "y")
+        option, values = labels[0].rpartition("=")[0], [label.rpartition("=")[2] for label in labels]
+        if option and all(label.startswith(f"{option}=") for label in labels):
+            axis.set(xlabel=option, xticklabels=values)
+        else:
+            axis.set_xticklabels(labels, rotation=30, ha="right", fontsize=9)
+    if len(curves) > 1:
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return figure
+
+
+def ladder_figure(points):
+    """The paper's first figure: choice accuracy as bars; usefulness, and our N_eff / L, as lines up the rungs."""
+    rungs = [i for i, runs in enumerate(points.values()) if rung(runs[0]) is not None]
+    figure, axis = plt.subplots(figsize=(9.5, 4.2), layout="constrained")
+    accuracy, half = means_and_halves(points, "choice accuracy")
+    axis.bar(range(len(points)), accuracy, yerr=half, capsize=4, color="0.8", edgecolor="0.3", label="choice accuracy")
+    axis.set(ylabel="choice accuracy", xticks=range(len(points)), ylim=(np.nanmin(accuracy - half) - 0.05, np.nanmax(accuracy + half) + 0.02))
+    axis.set_xticklabels(points, rotation=30, ha="right")
+    right = axis.twinx()
+    for metric, style in point_styles(("usefulness", "N_eff / L")).items():
+        mean, half = means_and_halves(points, metric)
+        right.errorbar(rungs, mean[rungs], half[rungs], capsize=4, label=metric, **style)
+        beside = [i for i in range(len(points)) if i not in rungs]
+        right.errorbar(beside, mean[beside], half[beside], capsize=4, linestyle="", **style)
+    right.set(ylabel="share of the depth in use", ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
@@ -646,27 +576,26 @@ def matrix_figure(points):
     return figure
 
 
-def varying_options(runs):
-    return {key for key in runs[0].config if len({run.config[key] for run in runs}) > 1} - {"seed"}
-
-
 def joint_figure(sweeps):
-    """Density, last-layer variance and effective depth of every point of every sweep; the density is the one that the
-    sweep's option moves (a sweep that moves none of the four, or several, is in the last panel alone)."""
+    """Density, last-layer variance and effective depth of every point of every sweep, seeds as 95 % intervals. The
+    density is the one that the sweep's option moves; a sweep that moves none of the four, or several, is in the last panel alone."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     for name, style in point_styles(sweeps).items():
         points = sweeps[name]
-        mean = {metric: np.array([interval([value(run) for run in runs])[0] for runs in points.values()]) for metric, value in METRICS.items()}
+        variance, share = (means_and_halves(points, metric) for metric in ("last-layer variance", "N_eff / L"))
         moved = {DENSITY_OF[key] for key in varying_options(sum(points.values(), [])) if key in DENSITY_OF}
-        style["label"] = f"{name} ({', '.join(moved)})" if len(moved) == 1 else name
+        style.update(label=f"{name} ({', '.join(moved)})" if len(moved) == 1 else name, capsize=2, markersize=5)
         if len(moved) == 1:
-            density = mean[moved.pop()]
-            for axis, metric in zip(axes, ("last-layer variance", "N_eff / L")):
-                axis.plot(density[density.argsort()], mean[metric][density.argsort()], linestyle=":", **style)
-        axes[2].plot(mean["last-layer variance"], mean["N_eff / L"], linestyle="", **style)
-    axes[0].set(xlabel="density that was swept", ylabel="variance of h_L", yscale="log")
-    axes[1].set(xlabel="density that was swept", ylabel="N_eff / L")
-    axes[2].set(xlabel="variance of h_L", ylabel="N_eff / L", xscale="log")
+            density = means_and_halves(points, moved.pop())[0]
+            order = density.argsort()
+            for axis, (mean, half) in zip(axes, (variance, share)):
+                axis.errorbar(density[order], mean[order], half[order], linestyle=":", **style)
+        axes[2].errorbar(variance[0], share[0], xerr=variance[1], yerr=share[1], linestyle="", **style)
+    axes[0].set(xlabel="density that was swept", ylabel="variance of h_L")
+    axes[1].set(xlabel="density that was swept", ylabel="N_eff / L", ylim=(0, None))
+    axes[2].set(xlabel="variance of h_L", ylabel="N_eff / L", ylim=(0, None))
+    logarithmic(axes[0], "y")
+    logarithmic(axes[2], "x")
     figure.legend(*axes[2].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     return figure
 
@@ -684,13 +613,19 @@ def with_interval(values):
     return f"{mean:.4g}" + (f" ± {half:.2g}" if math.isfinite(half) else "")
 
 
-def report_text(name, points, diverged):
+def minutes(runs):
+    training, scoring = (sum(values) / 60 for values in ([run.summary["seconds"] for run in runs], [run.analysis.get("seconds", math.nan) for run in runs]))
+    return f"{training:.0f} min of training, {'an unknown time' if math.isnan(scoring) else f'{scoring:.0f} min'} of scoring"
+
+
+def report_text(name, points, diverged, figures):
     runs = [run for runs in points.values() for run in runs]
     first, seeds = runs[0], sorted({run.seed for run in runs})
     lines = [f"# {name}", "", f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; data/{first.config['dataset']}; scores on "
              f"{first.analysis['sequences']} held-out sequences of {first.analysis['length']} tokens; torch {first.summary['torch']}, "
              f"{first.summary['device']}. Mean ± 95 % Student-t interval over seeds; usefulness and N_eff with the linear maps "
-             "fitted on other sequences." + (f" Diverged: {', '.join(diverged)}." if diverged else ""), "",
+             f"fitted on other sequences. Wall time, summed over runs: {minutes(runs)}."
+             + (f" Diverged: {', '.join(diverged)}." if diverged else ""), "",
              f"| point | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
     for point, runs in points.items():
         lines.append(f"| {point} | {' | '.join(with_interval([metric(run) for run in runs]) for metric in METRICS.values())} |")
@@ -699,7 +634,7 @@ def report_text(name, points, diverged):
         scale = "log " if metric in LOG_METRICS and shape != "no worse" else ""
         width = f"± {half:.2g}, {n_seeds} seeds" if n_seeds > 1 else "one seed"
         lines.append(f"| {claim} | {text} | {effect:+.3g} ({width}; {scale}{metric}: {shape}) | {verdict} |")
-    return "\n".join(lines + [""] + [f"![{figure}]({figure}.png)" for figure in ("points", *LINES, "matrices")]) + "\n"
+    return "\n".join(lines + [""] + [f"![{figure}]({figure}.png)" for figure in figures]) + "\n"
 
 
 def report_sweep(runs, folder):
@@ -709,18 +644,25 @@ def report_sweep(runs, folder):
         raise BadInput(f"{folder} holds no finished run{' that did not diverge' if runs else ''}: train one first, with python train.py")
     points = {point: [run for run in scored if run.point == point] for point in dict.fromkeys(run.point for run in scored)}
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {**{name: line_figure(points, panels) for name, panels in LINES.items()}, "points": point_figure(points), "matrices": matrix_figure(points)}
+    panels = {name: panels for name, panels in LINES.items() if name != "theory" or all(run.analysis.get("predicted_variance") for run in scored)}
+    figures = {"points": point_figure(points), **{name: line_figure(points, panels[name]) for name in panels}, "matrices": matrix_figure(points)}
+    if any(rung(run) is not None for run in scored):
+        figures["ladder"] = ladder_figure(points)
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     diverged = [f"{run.point},seed={run.seed}" for run in runs if run.analysis is None]
     with replacing(folder / "report.md") as temporary:
-        temporary.write_text(report_text(folder.name, points, diverged))
+        temporary.write_text(report_text(folder.name, points, diverged, figures))
     print(folder / "report.md")
     return points
 
 
 def analyse_sweeps(arguments):
     sweeps = [path for path in arguments.sweeps if path.is_dir() or path.suffix == ".json" or len(arguments.sweeps) == 1]
+    if arguments.restore:
+        for path in sweeps:
+            restore_runs(path, arguments.restore)
+        return
     reported = {}
     for path in sweeps:
         for folder in tqdm(sorted(file.parent for file in path.glob("*/summary.json")), desc=path.name, unit="run", disable=None):
@@ -729,8 +671,7 @@ def analyse_sweeps(arguments):
         if arguments.publish and runs:
             target = arguments.publish / path.stem
             arguments.publish.mkdir(parents=True, exist_ok=True)
-            digits = json.dumps([asdict(run) for run in runs])  # six of each number are enough to publish
-            write_json(target.with_suffix(".json"), json.loads(digits, parse_float=lambda number: float(f"{float(number):.6g}")))
+            publish_runs(runs, target.with_suffix(".json"))
             runs = read_runs(target.with_suffix(".json"))
         reported[path.stem] = report_sweep(runs, target)
     if len(reported) > 1:
@@ -743,6 +684,7 @@ def main(argv=None):
     parser.add_argument("--sequences", type=int, default=100, help="held-out sequences to score on (default 100, as published)")
     parser.add_argument("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')
     parser.add_argument("--publish", type=Path, help="write <sweep>.json, figures and report there, such as results")
+    parser.add_argument("--restore", type=Path, help="make run folders there, such as out, of published .json files, and stop")
     or_one_sentence(analyse_sweeps, parser.parse_args(argv))
 
 

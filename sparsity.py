@@ -122,9 +122,11 @@ def gaussian_kernel(function, correlation, n_terms=40):
     z = torch.linspace(-9, 9, 20001, dtype=torch.float64)
     weight = torch.exp(-z ** 2 / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
     values = function(z)
-    total, previous, hermite = torch.zeros_like(correlation), torch.zeros_like(z), torch.ones_like(z)
-    for n in range(n_terms):  # hermite = He_n / sqrt(n!), by its three-term recurrence
-        total += (weight * values * hermite).sum() ** 2 * correlation ** n
+    total, power = torch.zeros_like(correlation), torch.ones_like(correlation)
+    previous, hermite = torch.zeros_like(z), torch.ones_like(z)
+    for n in range(n_terms):  # hermite = He_n / sqrt(n!), by its three-term recurrence; power = correlation^n
+        total += (weight * values * hermite).sum() ** 2 * power
+        power *= correlation
         previous, hermite = hermite, (z * hermite - math.sqrt(n) * previous) / math.sqrt(n + 1)
     return torch.where(correlation > 1 - 1e-9, (weight * values ** 2).sum(), total)
 

@@ -339,3 +339,28 @@ def test_impossible_models_are_refused_by_name(options, name):
     with pytest.raises(ValueError, match=name) as error:
         GPTConfig(**{**SMALL, **options})
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    try:
+        torch.compile(torch.sin)(torch.ones(8))
+    except Exception as error:  # no C++ compiler, or none of Python's headers: many kinds
+        pytest.skip(f"compiling for the CPU does not work here: {type(error).__name__}")
+
+
+@pytest.mark.parametrize("options", [dict(), dict(n_kv_head=1, attention="strided", stride=3, layer_norm_scaling=True)], ids=["plain", "toggled"])
+def test_the_compiled_path_equals_the_plain_one(options, monkeypatch, compiler):
+    """Loss and every gradient, on the CPU and in fp32, where both exist; FlexAttention has no backward there."""
+    monkeypatch.setattr("model.flex_mask", lambda *_: None)
+    results = []
+    for compiled in (False, True):
+        model = build(large_weights=True, **{"n_layer": 2, **options})
+        if compiled:
+            model.compile_for_gpu()
+        idx = torch.randint(model.config.vocab_size, (3, model.config.block_size + 1), generator=torch.Generator().manual_seed(1))
+        logits, loss = model(idx[:, :-1], idx[:, 1:])
+        loss.backward()
+        results.append([logits, loss.detach(), *(p.grad for p in model.parameters())])
+    for ours, plain in zip(*reversed(results), strict=True):
+        assert torch.allclose(ours, plain, atol=1e-5 * plain.abs().max())
