@@ -403,9 +403,9 @@ def read_runs(path):
 
 
 def publish_runs(runs, path):
-    """One JSON file of a sweep's runs; six digits of each number are enough."""
-    text = json.dumps([asdict(run) for run in runs])
-    write_json(path, json.loads(text, parse_float=lambda number: float(f"{float(number):.6g}")))
+    """One JSON file of a sweep's runs; six digits are enough of each number that was measured."""
+    measured = json.loads(json.dumps([asdict(run) for run in runs]), parse_float=lambda number: float(f"{float(number):.6g}"))
+    write_json(path, [{**numbers, "config": run.config} for numbers, run in zip(measured, runs)])
 
 
 def restore_runs(path, folder):
