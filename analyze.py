@@ -314,16 +314,14 @@ def choice_accuracy(model, items, encode):
 # One run --------------------------------------------------------------------------------------------------------
 
 def score_run(model, config, n_sequences, device):
-    """Every score of one model as plain numbers and lists, on held-out sequences; the fit of the linear maps on others."""
+    """Every score of one model as plain numbers and lists, on held-out sequences; the fit of the linear maps on others.
+    Leaves torch's matmul precision at "high"."""
     idx, targets = held_out_sequences(config, model.config, n_sequences, device=device)
     fit_data = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
-    torch.set_float32_matmul_precision("highest")
-    jacobian = jacobian_deviation(model, idx[:max(1, n_sequences // 12)])  # a small difference: in full fp32
-    torch.set_float32_matmul_precision("high")  # for the rest a GPU's tf32 products will do
-    try:
-        return {**scores_beside_jacobian(model, idx, targets, *fit_data), "jacobian": to_lists(jacobian)}
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("highest")  # as J - I is a small difference; for the rest a GPU's tf32 products will do
+    jacobian = jacobian_deviation(model, idx[:max(1, n_sequences // 12)])
+    torch.set_float32_matmul_precision("high")
+    return {**scores_beside_jacobian(model, idx, targets, *fit_data), "jacobian": to_lists(jacobian)}
 
 
 def scores_beside_jacobian(model, idx, targets, fit_idx, fit_targets):
@@ -500,7 +498,7 @@ def logarithmic(axis, which):
     axis.set(**{f"{which}scale": "log"})
     low, high = getattr(axis, f"get_{which}lim")()
     ticks = getattr(axis, f"{which}axis")
-    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    ticks.set_major_locator(MaxNLocator(5) if high < 4 * low else LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ticks.set_minor_formatter(NullFormatter())
 
