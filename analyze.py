@@ -441,12 +441,13 @@ LINES = {  # figure: [(title, x label, y label, first x, logarithmic, curve of a
         ("least harmful first", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["least"]),
         ("greedy", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["greedy"])],
     "linear": [
-        ("one block made linear", "block", "relative growth of the loss", 1, True, lambda run: growth(run.analysis["linear_ratios"]["held_out"])),
+        *((title, "block", "relative growth of the loss", 1, True, lambda run, fit=fit: growth(run.analysis["linear_ratios"][fit])) for title, fit in (
+            ("one block made linear", "held_out"), ("fitted on the same sequences", "same"), ("the map transposed, as published", "transposed"))),
         ("share of blocks whose growth is above", "threshold (the paper's: 0.1)", "share of blocks", 0, False,
          lambda run: (np.array(THRESHOLDS) - 1, [usefulness(run.analysis["linear_ratios"]["held_out"], t) for t in THRESHOLDS]))],
-    "jacobian": [
-        ("averaged over tokens, then norm", "block", "||J - I|| / d", 1, True, lambda run: run.analysis["jacobian"]["deviation"]),
-        ("norm, then averaged", "block", "||J - I|| / d", 1, True, lambda run: run.analysis["jacobian"]["per_token"])],
+    "jacobian": [(title, "block", ylabel, 1, True, lambda run, key=key: run.analysis["jacobian"][key]) for title, ylabel, key in (
+        ("averaged over tokens, then norm", "||J - I|| / d", "deviation"), ("norm, then averaged", "||J - I|| / d", "per_token"),
+        ("off the diagonal", "||J - diag J|| / d", "off_diagonal"), ("spectral norm", "||J||", "spectral"))],
     "theory": [
         ("before training", "block", "variance of h_l / predicted", 0, True,
          lambda run: np.divide(run.log[0]["variance"], run.analysis["predicted_variance"])),
@@ -577,24 +578,26 @@ def matrix_figure(points):
 def joint_figure(sweeps):
     """Density, last-layer variance and effective depth of every point of every sweep, seeds as 95 % intervals. The
     density is the one that the sweep's option moves; a sweep that moves none of the four, or several, is in the last panel alone."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    moved = {name: {DENSITY_OF[key] for key in varying_options(sum(points.values(), [])) if key in DENSITY_OF} for name, points in sweeps.items()}
+    n_panels = 3 if any(len(densities) == 1 for densities in moved.values()) else 1
+    figure, axes = plt.subplots(1, n_panels, figsize=(3.5 * n_panels + 1.8, 4), layout="constrained", squeeze=False)
+    *density_axes, last = axes[0]
     for name, style in point_styles(sweeps).items():
-        points = sweeps[name]
-        variance, share = (means_and_halves(points, metric) for metric in ("last-layer variance", "N_eff / L"))
-        moved = {DENSITY_OF[key] for key in varying_options(sum(points.values(), [])) if key in DENSITY_OF}
-        style.update(label=f"{name} ({', '.join(moved)})" if len(moved) == 1 else name, capsize=2, markersize=5)
-        if len(moved) == 1:
-            density = means_and_halves(points, moved.pop())[0]
+        variance, share = (means_and_halves(sweeps[name], metric) for metric in ("last-layer variance", "N_eff / L"))
+        style.update(label=f"{name} ({', '.join(moved[name])})" if len(moved[name]) == 1 else name, capsize=2, markersize=5)
+        if len(moved[name]) == 1:
+            density = means_and_halves(sweeps[name], moved[name].pop())[0]
             order = density.argsort()
-            for axis, (mean, half) in zip(axes, (variance, share)):
+            for axis, (mean, half) in zip(density_axes, (variance, share)):
                 axis.errorbar(density[order], mean[order], half[order], linestyle=":", **style)
-        axes[2].errorbar(variance[0], share[0], xerr=variance[1], yerr=share[1], linestyle="", **style)
-    axes[0].set(xlabel="density that was swept", ylabel="variance of h_L")
-    axes[1].set(xlabel="density that was swept", ylabel="N_eff / L", ylim=(0, None))
-    axes[2].set(xlabel="variance of h_L", ylabel="N_eff / L", ylim=(0, None))
-    logarithmic(axes[0], "y")
-    logarithmic(axes[2], "x")
-    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+        last.errorbar(variance[0], share[0], xerr=variance[1], yerr=share[1], linestyle="", **style)
+    for axis, ylabel in zip(density_axes, ("variance of h_L", "N_eff / L")):
+        axis.set(xlabel="density that was swept", ylabel=ylabel)
+    last.set(xlabel="variance of h_L", ylabel="N_eff / L", ylim=(0, None))
+    logarithmic(last, "x")
+    if density_axes:
+        logarithmic(density_axes[0], "y")
+    figure.legend(*last.get_legend_handles_labels(), loc="outside right center", fontsize=9)
     return figure
 
 
