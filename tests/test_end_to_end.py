@@ -32,7 +32,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     for name in ("model.py", "train.py", "analyze.py", "sparsity.py"):
         shutil.copy(REPOSITORY / name, folder)
-    for name in ("configs/read.py", "data/prepare.py", "data/read.py"):
+    for name in ("configs/read.py", "configs/claims.py", "data/prepare.py", "data/read.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     (folder / "mine.txt").write_text(TEXT)
@@ -60,7 +60,7 @@ def test_analysis_writes_scores_figures_and_report(project):
         for line in report.splitlines():
             if line.startswith("!["):
                 assert matplotlib.image.imread(project / "out" / sweep / line.split("(")[1][:-1]).std() > 0.01
-        assert report.count("![") == 7 and all(f"| {point} | " in report for point in points) and " ± " in report
+        assert report.count("![") == 8 and all(f"| {point} | " in report for point in points) and " ± " in report
         assert report.count(", 2 seeds; ") == sum(row.startswith("| C") for row in report.splitlines()) > 0
     analysis = json.loads((project / "out/sweep/n_layer=3,seed=1/analysis.json").read_text())
     assert len(analysis["prune_ratios"]) == 3 and len(analysis["variance"]["residual"]) == 4 and analysis["task"]["items"] == 1
@@ -76,6 +76,21 @@ def test_published_json_rebuilds_the_report(project):
     shutil.move(project / "results/sweep.json", project / "sweep.json")
     run(project, "analyze.py", "sweep.json")
     assert (project / "sweep/report.md").read_text() == report and (project / "sweep/linear.png").read_bytes() == figure
+
+
+def test_a_restored_sweep_goes_on_where_it_stopped(project):
+    """Published with one seed, restored in a fresh place: the other seed is trained, and both are in the report."""
+    shutil.copytree(project / "out/sweep", project / "part/sweep", ignore=lambda _, names: [name for name in names if name.endswith("seed=1")])
+    run(project, "analyze.py", "part/sweep", "--sequences", "2", "--publish", "published")
+    run(project, "analyze.py", "published/sweep.json", "--restore", "fresh")
+    before = (project / "fresh/sweep/n_layer=3,seed=0/summary.json").read_text()
+    run(project, "train.py", "sweep.toml", "--out_dir=fresh")
+    assert (project / "fresh/sweep/n_layer=3,seed=0/summary.json").read_text() == before
+    assert not (project / "fresh/sweep/n_layer=3,seed=0/ckpt.pt").exists() and (project / "fresh/sweep/n_layer=3,seed=1/ckpt.pt").exists()
+    run(project, "analyze.py", "fresh/sweep", "--sequences", "2", "--publish", "whole")
+    assert "4 runs, seeds 0, 1" in (project / "whole/sweep/report.md").read_text()
+    message = run(project, "analyze.py", "published/sweep.json", "--restore", "fresh", code=2).stderr.strip()
+    assert "exists already" in message and "\n" not in message
 
 
 def test_sparsity_prints_a_table(project):
