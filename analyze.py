@@ -379,7 +379,7 @@ class Run:
     config: dict
     summary: dict
     log: list           # the lines of log.jsonl that hold a validation
-    analysis: dict      # None where the run diverged
+    analysis: dict      # None where the run diverged or was not scored
 
     @property
     def point(self):
@@ -407,8 +407,11 @@ def publish_runs(runs, path):
 
 
 def restore_runs(path, folder):
-    """Run folders, without weights, from a published file: train.py takes their runs for finished and goes on with others."""
+    """Run folders, without weights, from a published file: train.py takes their runs for finished and goes on with
+    others. A run that was never scored cannot be without its weights, so it is left to be trained again."""
     for run in read_runs(path):
+        if run.analysis is None and not run.summary["diverged"]:
+            continue
         target = folder / path.stem / run.name
         if target.exists():
             raise BadInput(f"{target} exists already: delete it, or restore into another folder")
@@ -619,14 +622,14 @@ def minutes(runs):
     return f"{training:.0f} min of training, {'an unknown time' if math.isnan(scoring) else f'{scoring:.0f} min'} of scoring"
 
 
-def report_text(name, points, diverged, figures):
+def report_text(name, points, left_out, figures):
     runs = [run for runs in points.values() for run in runs]
     first, seeds = runs[0], sorted({run.seed for run in runs})
     lines = [f"# {name}", "", f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; data/{first.config['dataset']}; scores on "
              f"{first.analysis['sequences']} held-out sequences of {first.analysis['length']} tokens; torch {first.summary['torch']}, "
              f"{first.summary['device']}. Mean ± 95 % Student-t interval over seeds; usefulness and N_eff with the linear maps "
              f"fitted on other sequences. Wall time, summed over runs: {minutes(runs)}."
-             + (f" Diverged: {', '.join(diverged)}." if diverged else ""), "",
+             + (f" Left out: {', '.join(left_out)}." if left_out else ""), "",
              f"| point | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
     for point, runs in points.items():
         lines.append(f"| {point} | {' | '.join(with_interval([metric(run) for run in runs]) for metric in METRICS.values())} |")
@@ -651,9 +654,9 @@ def report_sweep(runs, folder):
         figures["ladder"] = ladder_figure(points)
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
-    diverged = [f"{run.point},seed={run.seed}" for run in runs if run.analysis is None]
+    left_out = [f"{run.name} ({'diverged' if run.summary['diverged'] else 'not scored'})" for run in runs if run.analysis is None]
     with replacing(folder / "report.md") as temporary:
-        temporary.write_text(report_text(folder.name, points, diverged, figures))
+        temporary.write_text(report_text(folder.name, points, left_out, figures))
     print(folder / "report.md")
     return points
 

@@ -127,7 +127,10 @@ def test_only_the_rungs_of_a_ladder_are_climbed():
 
 def test_published_runs_come_back_as_finished_folders(tmp_path):
     runs = [made_up_run(seed, 1 / 3, name=f"n_layer={L},seed={seed}", n_layer=L, min_lr=0.003 / 10) for L in (4, 16) for seed in (0, 1)]
-    publish_runs(runs, tmp_path / "sweep.json")
+    unscored = made_up_run(9, name="n_layer=8,seed=9")
+    unscored.analysis, unscored.summary["diverged"] = None, False
+    publish_runs([*runs, unscored], tmp_path / "sweep.json")
+    assert len(read_runs(tmp_path / "sweep.json")) == 5
     restore_runs(tmp_path / "sweep.json", tmp_path / "out")
     back = read_runs(tmp_path / "out/sweep")
     assert [run.name for run in back] == ["n_layer=4,seed=0", "n_layer=4,seed=1", "n_layer=16,seed=0", "n_layer=16,seed=1"]
