@@ -14,7 +14,8 @@ A claim says how a metric moves along a swept option. One effect is computed for
                    opposed when an end beats every inner point so
 
 Where a sweep crosses the option with the learning rate, each value's best rate, by mean perplexity, speaks for it. The
-rule was fixed before the three-seed runs in results/ were trained.
+rule was fixed before the three-seed runs in results/ were trained; this last sentence was added when some perplexities of the
+learning-rate control had been seen, and none of its claims could be judged yet.
 """
 import math
 import re

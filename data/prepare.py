@@ -22,6 +22,8 @@ import tarfile
 import urllib.error
 import urllib.request
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +85,9 @@ def write_tokens(path, documents, encoding):
     """Tokenise documents into a uint16 file, end-of-text after each; returns the number of tokens."""
     n_tokens, end = 0, np.array([encoding.n_vocab - 1], dtype=np.uint16)
     with open(path, "wb") as file, tqdm(total=sum(map(len, documents)), desc=path.stem, unit="B", unit_scale=True, disable=None) as bar:
-        for first in range(0, len(documents), 64):
-            batch = documents[first:first + 64]
-            for text, ids in zip(batch, encoding.encode_ordinary_batch(batch, num_threads=os.cpu_count())):
-                np.array(ids, dtype=np.uint16).tofile(file)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for text, ids in zip(documents, pool.map(partial(encoding.encode_to_numpy, disallowed_special=()), documents)):
+                ids.astype(np.uint16).tofile(file)
                 end.tofile(file)
                 n_tokens += len(ids) + 1
                 bar.update(len(text))
@@ -106,11 +107,12 @@ def make_choices(documents):
         words = re.findall(r"\s*\S+", document)
         pieces = [words[i:i + size] for i in range(0, len(words) - size + 1, size)]
         endings = ["".join(piece[CONTEXT_WORDS:]) for piece in pieces]
+        distinct = sorted(set(endings))
+        place = {ending: i for i, ending in enumerate(distinct)}
         for piece, ending in zip(pieces, endings):
-            others = sorted(set(endings) - {ending})
-            if len(others) < 3:
+            if len(distinct) < 4:
                 break
-            choices = rng.sample(others, 3)
+            choices = [distinct[i + (i >= place[ending])] for i in rng.sample(range(len(distinct) - 1), 3)]  # all but this one
             answer = rng.randrange(4)
             choices.insert(answer, ending)
             items.append({"context": "".join(piece[:CONTEXT_WORDS]), "choices": choices, "answer": answer})
