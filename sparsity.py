@@ -290,6 +290,51 @@ def draw_theory(folder, n_seeds=32):
         print(f"{name:24}{r['simulated'][1]:12.2e}{r['simulated'][-1]:12.2e}{r['predicted'][-1]:12.2e}{gap:12.1%}")
 
 
+MASKS = {  # curve: {keys or stride: model options}; sparser masks to the left
+    "window": {n: dict(attention="window", window=n) for n in (2, 4, 8, 16, 32, 64)},
+    "strided": {n: dict(attention="strided", stride=n) for n in (2, 8, 16, 32, 64)},
+    "topk": {n: dict(attention="topk", topk=n) for n in (2, 4, 8, 16, 32, 64)}}
+
+
+def draw_masks(folder, n_seeds=16, depths=(1, 4, 16)):
+    """Claim C10, that a sparser mask slows the growth of variance at initialisation: theory_masks.png and .json hold
+    var(h_l) / var(h_0) against mask density, in closed form and simulated, and verdicts by the rule of claims.py."""
+    import matplotlib.pyplot as plt
+    from tqdm import tqdm
+
+    from analyze import logarithmic, save_figure
+    from configs.claims import interval, judge
+    from train import write_json
+    figure, axes = plt.subplots(1, len(depths), figsize=(12, 3.8), layout="constrained")
+    results, bar = {}, tqdm(total=sum(map(len, MASKS.values())), desc="masks", disable=None)
+    for (pattern, options), colour, marker in zip(MASKS.items(), plt.get_cmap("viridis")((0.0, 0.45, 0.8)), "osD"):
+        rows = []
+        for changes in options.values():
+            config, idx = theory_model(n_layer=max(depths), **changes)
+            predicted, simulated = predict_variance(config, idx), simulate_variance(config, idx, n_seeds=n_seeds)
+            rows.append({"density": mask_density(config), "predicted": (np.array(predicted) / predicted[0]).tolist(),
+                         "growth": (simulated / simulated[:, :1]).T.tolist()})  # [layer][seed]
+            bar.update()
+        rows.sort(key=lambda row: row["density"])
+        density, results[pattern] = [row["density"] for row in rows], {"points": rows, "verdicts": {}}
+        for axis, layer in zip(axes, depths):
+            verdict, effect, half = judge([row["growth"][layer] for row in rows], "rises", log=True)
+            results[pattern]["verdicts"][layer] = {"verdict": verdict, "effect": effect, "half": half}
+            print(f"C10, {pattern}, {layer:2} blocks: log growth {effect:+.3f} ± {half:.3f} from a mask to the next denser one: {verdict}")
+            means, halves = np.array([interval(row["growth"][layer]) for row in rows]).T
+            axis.plot(density, [row["predicted"][layer] for row in rows], color=colour)
+            axis.errorbar(density, means, halves, color=colour, marker=marker, linestyle="", capsize=3, label=pattern)
+    bar.close()
+    for axis, layer in zip(axes, depths):
+        axis.set(title=f"after {layer} block{'s' * (layer > 1)}", xlabel="mask density")
+        logarithmic(axis, "x")
+        logarithmic(axis, "y")
+    axes[0].set_ylabel("var(h_l) / var(h_0) at initialisation")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    save_figure(figure, Path(folder) / "theory_masks.png")
+    write_json(Path(folder) / "theory_masks.json", {"seeds": n_seeds, "torch": torch.__version__, "device": "cpu", "patterns": results})
+
+
 def print_table(result, name):
     rows = zip(result["attended_keys"], result["attended_share"])
     print(f"{name}\n  weights  density {result['weight']:.3f} (Gaussian 0.637), {result['weights_below_threshold']:.1%} below {SMALL_WEIGHT}")
@@ -311,13 +356,14 @@ def print_tables(folders):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="run folders, such as out/demo/n_layer=8")
-    parser.add_argument("--theory", action="store_true", help="write results/theory.png and theory.json")
+    parser.add_argument("--theory", action="store_true", help="write theory and theory_masks, .png and .json, into results/")
     arguments = parser.parse_args(argv)
     if arguments.theory == bool(arguments.runs):
         parser.error("give run folders, or --theory alone")
     from data.prepare import or_one_sentence
     if arguments.theory:
         or_one_sentence(draw_theory, "results")
+        or_one_sentence(draw_masks, "results")
     else:
         or_one_sentence(print_tables, arguments.runs)
 

@@ -125,8 +125,7 @@ def build_training(model_config, config):
 
 
 def make_update(model, optimizer, tokens, config):
-    """-> update(step): one optimizer step; its cross-entropy (mean over all its batches) and gradient norm, on the device,
-    where the tokens lie, too (2 bytes each)."""
+    """-> update(step): one optimizer step; its cross-entropy (mean over its batches) and gradient norm, on the device, as are the tokens."""
     T, device = model.config.block_size, model.head.weight.device
     tokens_there = torch.from_numpy(tokens.view(np.int16)).to(device)  # the bits of uint16, which few operations know
     places = torch.arange(T + 1, device=device)

@@ -1,4 +1,5 @@
 """sparsity.py: densities on models whose answer is known, and the theory against models drawn at random."""
+import json
 import math
 
 import pytest
@@ -144,3 +145,19 @@ def test_simulation_thins_only_the_blocks():
     torch.manual_seed(0)
     h0 = GPT(config).embed(idx[None]).var(dim=-1).mean().item()
     assert sparsity.simulate_variance(config, idx, 0.5, n_seeds=1)[0, 0].item() == pytest.approx(h0, rel=1e-5)
+
+
+def test_masks_are_judged_by_the_growth_that_was_simulated(tmp_path, monkeypatch):
+    small = sparsity.theory_model
+    monkeypatch.setattr(sparsity, "theory_model", lambda n_layer, **options: small(n_layer=n_layer, n_embd=64, T=16, **options))
+    monkeypatch.setattr(sparsity, "MASKS", {"window": {n: dict(attention="window", window=n) for n in (1, 4, 16)}})
+    sparsity.draw_masks(tmp_path, n_seeds=4, depths=(1, 2))
+    window = json.loads((tmp_path / "theory_masks.json").read_text())["patterns"]["window"]
+    assert [row["density"] for row in window["points"]] == pytest.approx([16 / 136, (16 * 4 - 6) / 136, 1])
+    for row, n in zip(window["points"], (1, 4, 16)):
+        config, idx = small(n_layer=2, n_embd=64, T=16, attention="window", window=n)
+        growth = sparsity.simulate_variance(config, idx, n_seeds=4)
+        assert row["growth"][1] == pytest.approx((growth[:, 1] / growth[:, 0]).tolist()) and row["predicted"][0] == 1
+    # one block adds n_embd^2 * 0.02^4 / (keys in sight), so a window of one key adds most: C10 is wrong for one block
+    assert window["verdicts"]["1"]["verdict"] == "opposed" and window["verdicts"]["1"]["effect"] < 0
+    assert (tmp_path / "theory_masks.png").stat().st_size > 5000
