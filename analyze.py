@@ -1,7 +1,7 @@
 """How much each layer does: scores, figures, claims and a report from the runs of a sweep.
 
     python analyze.py out/demo                 analysis.json per run, figures and report.md for the sweep
-    python analyze.py out/*                    every sweep, and the figure that joins them all
+    python analyze.py out/*                    every sweep, and the figure that joins them all; or results/*.json
     python analyze.py out/demo --task my.jsonl also the accuracy on your own {"context", "choices", "answer"} items
 
 Every score is a function of a model and token ids that a student can call:
@@ -321,7 +321,7 @@ def score_run(model, config, n_sequences, device):
     torch.set_float32_matmul_precision("highest")  # as J - I is a small difference; for the rest a GPU's tf32 products will do
     jacobian = jacobian_deviation(model, idx[:max(1, n_sequences // 12)])
     torch.set_float32_matmul_precision("high")
-    return {**scores_beside_jacobian(model, idx, targets, *fit_data), "jacobian": to_lists(jacobian)}
+    return {**scores_beside_jacobian(model, idx, targets, *fit_data), "jacobian": {key: values.tolist() for key, values in jacobian.items()}}
 
 
 def scores_beside_jacobian(model, idx, targets, fit_idx, fit_targets):
@@ -334,12 +334,12 @@ def scores_beside_jacobian(model, idx, targets, fit_idx, fit_targets):
     n_eff = effective_depth(ratios["held_out"])
     return {
         "sequences": len(idx), "length": idx.shape[1],
-        "variance": to_lists(layer_variance(model, idx)),
+        "variance": {kind: values.tolist() for kind, values in layer_variance(model, idx).items()},
         "prune_ratios": prune_ratios(fast, idx, targets).tolist(),
         "cumulative": {order: cumulative_pruning(fast, idx, targets, order).tolist() for order in ("last", "least", "greedy")},
         "causal_matrix": causal.tolist(), "causal": pair_mean(causal),
         "permutation_matrix": permutation.tolist(), "permutation": pair_mean(permutation),
-        "linear_ratios": to_lists(ratios), "usefulness": {fit: usefulness(r) for fit, r in ratios.items()},
+        "linear_ratios": {fit: r.tolist() for fit, r in ratios.items()}, "usefulness": {fit: usefulness(r) for fit, r in ratios.items()},
         "share_above": {fit: [usefulness(r, t) for t in THRESHOLDS] for fit, r in ratios.items()}, "thresholds": THRESHOLDS,
         "n_eff": n_eff, "n_eff_share": n_eff / len(model.blocks),
         "block_influence": influence.tolist(), "angular_distance": angular.tolist(),
@@ -348,10 +348,6 @@ def scores_beside_jacobian(model, idx, targets, fit_idx, fit_targets):
         # what log.jsonl should show at step 0; None where that ran longer sequences than these
         "predicted_variance": predict_variance(model.config, idx[0].cpu()) if idx.shape[1] == model.config.block_size else None,
     }
-
-
-def to_lists(tensors):
-    return {key: tensor.tolist() for key, tensor in tensors.items()}
 
 
 def analyse_run(folder, n_sequences=100, task=None):
@@ -390,7 +386,10 @@ def read_runs(path):
     """All finished runs of a sweep's folder, or of the JSON file that --publish made of one; [Run], in natural order
     of their points (4 before 16)."""
     if path.suffix == ".json":
-        return [Run(**run) for run in json.loads(path.read_text())]
+        try:
+            return [Run(**run) for run in json.loads(path.read_text())]
+        except (TypeError, json.JSONDecodeError):
+            raise BadInput(f"{path} is no sweep that --publish wrote: give such a file, or a folder of runs") from None
     runs = []
     for folder in (file.parent for file in path.glob("*/summary.json")):
         config, summary, analysis = (json.loads(file.read_text()) if file.exists() else None for file in
@@ -662,7 +661,9 @@ def report_sweep(runs, folder):
 
 
 def analyse_sweeps(arguments):
-    sweeps = [path for path in arguments.sweeps if path.is_dir() or path.suffix == ".json" or len(arguments.sweeps) == 1]
+    sweeps = arguments.sweeps
+    if len(sweeps) > 1:  # of a pattern such as results/*.json, those that have a sweep's figures beside them
+        sweeps = [path for path in sweeps if path.is_dir() or (path.suffix == ".json" and path.with_suffix("").is_dir())]
     if arguments.restore:
         for path in sweeps:
             restore_runs(path, arguments.restore)
