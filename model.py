@@ -141,9 +141,9 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding, half-split: features i and i + D/2 of x (..., D) turn by one angle."""
+    """Rotary position embedding, half-split: features i and i + D/2 of x (..., D) turn by one angle. sin has the sign."""
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+    return (x * cos + torch.cat((second, first), dim=-1) * sin).type_as(x)
 
 
 class CausalSelfAttention(nn.Module):
@@ -156,8 +156,8 @@ class CausalSelfAttention(nn.Module):
         self.block_mask = None  # FlexAttention's, set where the block is compiled for a GPU
         pairs = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
         angle = torch.outer(torch.arange(config.block_size), 10000.0 ** -pairs)  # (block_size, D/2)
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
+        self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), dim=1).float(), persistent=False)
+        self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), dim=1).float(), persistent=False)
 
     def project(self, x):
         """Queries, keys and values, (B, H, T, D) each; with GQA each key/value head is repeated for its queries."""
