@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import analyze
 from configs.read import TrainConfig
 from model import GPT, GPTConfig, flex_mask
 from test_model import TOGGLES
@@ -71,3 +72,18 @@ def test_recorded_steps_follow_plain_fp32_ones(name, accumulation):
 def test_block_masks_skip_work(options):
     config = GPTConfig(block_size=8192, n_embd=64, n_head=2, **options)
     assert flex_mask(config, "cuda").sparsity() > 85  # per cent of blocks skipped, of the whole square; causal skips 49
+
+
+@pytest.mark.parametrize("name", ["plain", "gqa", "window", "strided", "topk", "layer_norm_scaling", "moe"])
+def test_interventions_on_compiled_blocks_agree_with_plain_ones(name):
+    """As score_run uses them, though in full fp32; the given model runs no compiled code, or its hooks would be deaf."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**SHAPE, **ON_GPU[name]})).cuda().eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+    idx = torch.randint(512, (4, 256), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    fast = analyze.with_compiled_blocks(model)
+    assert (fast is model) == (name == "moe") and not any(isinstance(block, torch._dynamo.OptimizedModule) for block in model.blocks)
+    for score in (lambda m: analyze.permutation_matrix(m, idx, idx), lambda m: analyze.causal_matrix(m, idx),
+                  lambda m: analyze.cumulative_pruning(m, idx, idx, "greedy"), lambda m: analyze.angular_distance(m, idx)[0]):
+        assert torch.allclose(score(fast), score(model), rtol=1e-3, atol=1e-4)
