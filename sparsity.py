@@ -262,7 +262,8 @@ def draw_theory(folder, n_seeds=32):
     import matplotlib.pyplot as plt
     from tqdm import tqdm
 
-    from train import replacing, write_json
+    from analyze import save_figure
+    from train import write_json
     figure, axes = plt.subplots(3, 4, figsize=(12, 8), sharex=True, sharey=True, layout="constrained")
     results = {}
     for axis, (name, (options, keep)) in zip(axes.flat, tqdm(THEORY_CASES.items(), desc="theory", disable=None)):
@@ -280,9 +281,7 @@ def draw_theory(folder, n_seeds=32):
     figure.supylabel("variance of the residual stream at initialisation")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "theory.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+    save_figure(figure, folder / "theory.png")
     write_json(folder / "theory.json", {"seeds": n_seeds, "torch": torch.__version__, "device": "cpu", "cases": results})
     print(f"{'case':24}{'var(h_1)':>12}{'var(h_32)':>12}{'predicted':>12}{'largest gap':>13}")
     for name, r in results.items():
