@@ -32,7 +32,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image  # which matplotlib stands on
 from tqdm import tqdm
 
-from configs.claims import DENSITY_OF, LOG_METRICS, METRICS, interval, judge_sweep, rung, varying_options
+from configs.claims import LOG_METRICS, METRICS, interval, judge_sweep, moved_density, rung
 from configs.read import TrainConfig
 from data import read
 from data.prepare import BadInput, or_one_sentence, tokenizer
@@ -182,9 +182,9 @@ def prune_ratios(model, idx, targets):
     return torch.stack(losses) / base
 
 
-def cumulative_pruning(model, idx, targets, order):
+def cumulative_pruning(model, idx, targets, order, ratios=None):
     """Losses with 0, 1, ..., n_layer blocks removed, (n_layer + 1,). order: "last" (deepest first), "least" (by
-    prune_ratios, least harmful first) or "greedy" (at each step the block whose removal now hurts least)."""
+    prune_ratios, if not given computed, least harmful first) or "greedy" (at each step the block whose removal now hurts least)."""
     blocks, L = list(model.blocks), len(model.blocks)
     if order == "greedy":
         kept, losses = blocks, intervention_losses(model, idx, targets, [(L, [])]).tolist()
@@ -193,7 +193,8 @@ def cumulative_pruning(model, idx, targets, order):
             losses.append(tried.min().item())
             kept = [block for i, block in enumerate(kept) if i != tried.argmin()]
         return torch.tensor(losses, dtype=torch.float64)
-    removed = list(range(L))[::-1] if order == "last" else prune_ratios(model, idx, targets).argsort().tolist()
+    ratios = prune_ratios(model, idx, targets) if order == "least" and ratios is None else ratios
+    removed = list(range(L))[::-1] if order == "last" else ratios.argsort().tolist()
     interventions = []
     for n in range(L + 1):
         first = min(removed[:n], default=L)
@@ -317,31 +318,28 @@ def score_run(model, config, n_sequences, device):
     """Every score of one model as plain numbers and lists, on held-out sequences; the fit of the linear maps on others.
     Leaves torch's matmul precision at "high"."""
     idx, targets = held_out_sequences(config, model.config, n_sequences, device=device)
-    fit_data = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
+    fit_idx, fit_targets = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
     torch.set_float32_matmul_precision("highest")  # as J - I is a small difference; for the rest a GPU's tf32 products will do
     jacobian = jacobian_deviation(model, idx[:max(1, n_sequences // 12)])
     torch.set_float32_matmul_precision("high")
-    return {**scores_beside_jacobian(model, idx, targets, *fit_data), "jacobian": {key: values.tolist() for key, values in jacobian.items()}}
-
-
-def scores_beside_jacobian(model, idx, targets, fit_idx, fit_targets):
     fast = with_compiled_blocks(model)
     maps = fit_linear_maps(fast, fit_idx)
     ratios = {"held_out": linear_ratios(fast, maps, idx, targets), "same": linear_ratios(fast, maps, fit_idx, fit_targets),
               "transposed": linear_ratios(fast, maps, idx, targets, transposed=True)}
     causal, permutation = causal_matrix(fast, idx), permutation_matrix(fast, idx, targets)
-    angular, influence = angular_distance(fast, idx)
+    (angular, influence), pruned = angular_distance(fast, idx), prune_ratios(fast, idx, targets)
     n_eff = effective_depth(ratios["held_out"])
     return {
         "sequences": len(idx), "length": idx.shape[1],
         "variance": {kind: values.tolist() for kind, values in layer_variance(model, idx).items()},
-        "prune_ratios": prune_ratios(fast, idx, targets).tolist(),
-        "cumulative": {order: cumulative_pruning(fast, idx, targets, order).tolist() for order in ("last", "least", "greedy")},
+        "prune_ratios": pruned.tolist(),
+        "cumulative": {order: cumulative_pruning(fast, idx, targets, order, pruned).tolist() for order in ("last", "least", "greedy")},
         "causal_matrix": causal.tolist(), "causal": pair_mean(causal),
         "permutation_matrix": permutation.tolist(), "permutation": pair_mean(permutation),
         "linear_ratios": {fit: r.tolist() for fit, r in ratios.items()}, "usefulness": {fit: usefulness(r) for fit, r in ratios.items()},
         "share_above": {fit: [usefulness(r, t) for t in THRESHOLDS] for fit, r in ratios.items()}, "thresholds": THRESHOLDS,
         "n_eff": n_eff, "n_eff_share": n_eff / len(model.blocks),
+        "jacobian": {key: values.tolist() for key, values in jacobian.items()},
         "block_influence": influence.tolist(), "angular_distance": angular.tolist(),
         "logit_lens": logit_lens(fast, idx).tolist(),
         "densities": densities(model, idx[:16]),
@@ -403,6 +401,7 @@ def publish_runs(runs, path):
     """One JSON file of a sweep's runs, a line each; six digits are enough of each number that was measured."""
     measured = json.loads(json.dumps([asdict(run) for run in runs]), parse_float=lambda number: float(f"{float(number):.6g}"))
     lines = [json.dumps({**numbers, "config": run.config}, allow_nan=False) for numbers, run in zip(measured, runs)]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
@@ -441,9 +440,8 @@ LINES = {  # figure: [(title, x label, y label, first x, logarithmic, curve of a
         ("feed-forward branch", "block", "variance", 1, True, lambda run: run.analysis["variance"]["mlp"])],
     "pruning": [
         ("one block removed", "block", "relative growth of the loss", 1, True, lambda run: growth(run.analysis["prune_ratios"])),
-        ("last first", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["last"]),
-        ("least harmful first", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["least"]),
-        ("greedy", "blocks removed", "loss", 0, False, lambda run: run.analysis["cumulative"]["greedy"])],
+        *((title, "blocks removed", "loss", 0, False, lambda run, order=order: run.analysis["cumulative"][order]) for title, order in (
+            ("last first", "last"), ("least harmful first", "least"), ("greedy", "greedy")))],
     "linear": [
         *((title, "block", "relative growth of the loss", 1, True, lambda run, fit=fit: growth(run.analysis["linear_ratios"][fit])) for title, fit in (
             ("one block made linear", "held_out"), ("fitted on the same sequences", "same"), ("the map transposed, as published", "transposed"))),
@@ -517,13 +515,14 @@ def means_and_halves(points, metric):
 def point_figure(points):
     """What each point comes to, seeds as 95 % intervals. Points that differ in two options are curves over the second."""
     curves, labels = {}, list(dict.fromkeys(point.rpartition(",")[2] for point in points))
+    crossed = len({point.rpartition(",")[0] for point in points}) > 1
     for point in points:
-        curves.setdefault(point.rpartition(",")[0], []).append(point)
+        curves.setdefault(point.rpartition(",")[0] if crossed else point, []).append(point)
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharex=True)
     metrics = ("perplexity", "last-layer variance", "causal", "choice accuracy", "usefulness", "N_eff / L")
     for axis, metric in zip(axes.flat, metrics):
-        for curve, style in point_styles(curves if len(curves) > 1 else points).items():
-            shown = {point: points[point] for point in (curves[curve] if len(curves) > 1 else [curve])}
+        for curve, style in point_styles(curves).items():
+            shown = {point: points[point] for point in curves[curve]}
             places = [labels.index(point.rpartition(",")[2]) for point in shown]
             axis.errorbar(places, *means_and_halves(shown, metric), capsize=4, label=curve, **style)
         axis.set(title=metric, xticks=range(len(labels)))
@@ -534,7 +533,7 @@ def point_figure(points):
             axis.set(xlabel=option, xticklabels=values)
         else:
             axis.set_xticklabels(labels, rotation=30, ha="right", fontsize=9)
-    if len(curves) > 1:
+    if crossed:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     return figure
 
@@ -542,6 +541,7 @@ def point_figure(points):
 def ladder_figure(points):
     """The paper's first figure: choice accuracy as bars; usefulness, and our N_eff / L, as lines up the rungs."""
     rungs = [i for i, runs in enumerate(points.values()) if rung(runs[0]) is not None]
+    beside = [i for i in range(len(points)) if i not in rungs]
     figure, axis = plt.subplots(figsize=(9.5, 4.2), layout="constrained")
     accuracy, half = means_and_halves(points, "choice accuracy")
     axis.bar(range(len(points)), accuracy, yerr=half, capsize=4, color="0.8", edgecolor="0.3", label="choice accuracy")
@@ -551,7 +551,6 @@ def ladder_figure(points):
     for metric, style in point_styles(("usefulness", "N_eff / L")).items():
         mean, half = means_and_halves(points, metric)
         right.errorbar(rungs, mean[rungs], half[rungs], capsize=4, label=metric, **style)
-        beside = [i for i in range(len(points)) if i not in rungs]
         right.errorbar(beside, mean[beside], half[beside], capsize=4, linestyle="", **style)
     right.set(ylabel="share of the depth in use", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=3)
@@ -580,17 +579,17 @@ def matrix_figure(points):
 
 
 def joint_figure(sweeps):
-    """Density, last-layer variance and effective depth of every point of every sweep, seeds as 95 % intervals. The
-    density is the one that the sweep's option moves; a sweep that moves none of the four, or several, is in the last panel alone."""
-    moved = {name: {DENSITY_OF[key] for key in varying_options(sum(points.values(), [])) if key in DENSITY_OF} for name, points in sweeps.items()}
-    n_panels = 3 if any(len(densities) == 1 for densities in moved.values()) else 1
+    """Density, last-layer variance and effective depth of every point of every sweep, seeds as 95 % intervals. A sweep
+    whose option moves no one density is in the last panel alone."""
+    moved = {name: moved_density(points) for name, points in sweeps.items()}
+    n_panels = 3 if any(moved.values()) else 1
     figure, axes = plt.subplots(1, n_panels, figsize=(3.5 * n_panels + 1.8, 4), layout="constrained", squeeze=False)
     *density_axes, last = axes[0]
     for name, style in point_styles(sweeps).items():
         variance, share = (means_and_halves(sweeps[name], metric) for metric in ("last-layer variance", "N_eff / L"))
-        style.update(label=f"{name} ({', '.join(moved[name])})" if len(moved[name]) == 1 else name, capsize=2, markersize=5)
-        if len(moved[name]) == 1:
-            density = means_and_halves(sweeps[name], moved[name].pop())[0]
+        style.update(label=f"{name} ({moved[name]})" if moved[name] else name, capsize=2, markersize=5)
+        if moved[name]:
+            density = means_and_halves(sweeps[name], moved[name])[0]
             order = density.argsort()
             for axis, (mean, half) in zip(density_axes, (variance, share)):
                 axis.errorbar(density[order], mean[order], half[order], linestyle=":", **style)
@@ -621,7 +620,8 @@ def with_interval(values):
 
 
 def minutes(runs):
-    training, scoring = (sum(values) / 60 for values in ([run.summary["seconds"] for run in runs], [run.analysis.get("seconds", math.nan) for run in runs]))
+    training = sum(run.summary["seconds"] for run in runs) / 60
+    scoring = sum(run.analysis.get("seconds", math.nan) for run in runs) / 60
     return f"{training:.0f} min of training, {'an unknown time' if math.isnan(scoring) else f'{scoring:.0f} min'} of scoring"
 
 
@@ -651,8 +651,9 @@ def report_sweep(runs, folder):
         raise BadInput(f"{folder} holds no finished run{' that did not diverge' if runs else ''}: train one first, with python train.py")
     points = {point: [run for run in scored if run.point == point] for point in dict.fromkeys(run.point for run in scored)}
     folder.mkdir(parents=True, exist_ok=True)
-    panels = {name: panels for name, panels in LINES.items() if name != "theory" or all(run.analysis.get("predicted_variance") for run in scored)}
-    figures = {"points": point_figure(points), **{name: line_figure(points, panels[name]) for name in panels}, "matrices": matrix_figure(points)}
+    predicted = all(run.analysis.get("predicted_variance") for run in scored)
+    figures = {"points": point_figure(points), **{name: line_figure(points, panels) for name, panels in LINES.items()
+                                                  if name != "theory" or predicted}, "matrices": matrix_figure(points)}
     if any(rung(run) is not None for run in scored):
         figures["ladder"] = ladder_figure(points)
     for name, figure in figures.items():
@@ -677,7 +678,6 @@ def analyse_sweeps(arguments):
         runs, target = read_runs(path), path.with_suffix("") if path.suffix == ".json" else path
         if arguments.publish and runs:
             target = arguments.publish / path.stem
-            arguments.publish.mkdir(parents=True, exist_ok=True)
             publish_runs(runs, target.with_suffix(".json"))
             runs = read_runs(target.with_suffix(".json"))
         reported[path.stem] = report_sweep(runs, target)

@@ -27,6 +27,7 @@ import numpy as np
 from model import GPTConfig
 from sparsity import mask_density
 
+
 @lru_cache
 def student_t(level, df):
     """Half-width of a `level` interval in standard errors. With t = sqrt(df) tan(angle), the density of the angle is
@@ -159,6 +160,12 @@ def varying_options(runs):
     return {key for key in runs[0].config if len({run.config[key] for run in runs}) > 1} - {"seed"}
 
 
+def moved_density(points):
+    """The one density that the sweep's option moves; None where it moves none, or several."""
+    moved = {DENSITY_OF[key] for key in varying_options(sum(points.values(), [])) if key in DENSITY_OF}
+    return moved.pop() if len(moved) == 1 else None
+
+
 def at_best_rate(points, value):
     """Of points that differ in value and learning rate, every value at the same several rates: each value's point of
     lowest mean perplexity. Other points are handed back as they are."""
@@ -166,7 +173,8 @@ def at_best_rate(points, value):
     for runs in points:
         groups.setdefault(value(runs[0]), {})[runs[0].config["learning_rate"]] = runs
     rates = [set(group) for group in groups.values()]
-    if len(rates[0]) < 2 or any(others != rates[0] for others in rates):
+    crossed = len(rates[0]) > 1 and all(others == rates[0] for others in rates) and sum(map(len, rates)) == len(points)
+    if not crossed:
         return points
     return [min(group.values(), key=lambda runs: np.mean([run.summary["perplexity"] for run in runs])) for group in groups.values()]
 

@@ -113,6 +113,11 @@ def test_every_depth_speaks_at_its_best_rate():
         assert claims.judge_sweep(plain)[0][1] == "supported"
     del points["n_layer=8,learning_rate=0.001"]
     assert names(points) == set()   # not every depth was tried at every rate
+    twice = {f"weight_decay={decay},{name}": runs for decay in (0.1, 0.3) for name, runs in crossed(lambda L, rate: 10).items()}
+    for name, runs in twice.items():
+        for run in runs:
+            run.config["weight_decay"] = float(name.split("=")[1].split(",")[0])
+    assert names(twice) == set()    # a third option varies, too: no rate may speak for half of its points
 
 
 def test_only_the_rungs_of_a_ladder_are_climbed():
