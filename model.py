@@ -174,8 +174,8 @@ class CausalSelfAttention(nn.Module):
         scores = query @ key.transpose(-2, -1) * self.head_size ** -0.5
         scores = scores.masked_fill(~visible(self.config, query.shape[2], query.device), float("-inf"))
         if self.config.attention == "topk":
-            largest, index = scores.topk(min(self.config.topk, scores.shape[-1]))
-            scores = torch.full_like(scores, float("-inf")).scatter(-1, index, largest)  # ties never add a key
+            kept, index = scores.topk(min(self.config.topk, scores.shape[-1]))
+            scores = torch.full_like(scores, float("-inf")).scatter(-1, index, kept)  # ties never add a key
         return scores
 
     def weights(self, x):

@@ -108,10 +108,10 @@ def make_choices(documents):
         pieces = [words[i:i + size] for i in range(0, len(words) - size + 1, size)]
         endings = ["".join(piece[CONTEXT_WORDS:]) for piece in pieces]
         distinct = sorted(set(endings))
+        if len(distinct) < 4:
+            continue
         place = {ending: i for i, ending in enumerate(distinct)}
         for piece, ending in zip(pieces, endings):
-            if len(distinct) < 4:
-                break
             choices = [distinct[i + (i >= place[ending])] for i in rng.sample(range(len(distinct) - 1), 3)]  # all but this one
             answer = rng.randrange(4)
             choices.insert(answer, ending)

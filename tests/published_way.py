@@ -24,9 +24,7 @@ from train import choose_hardware, load_run, write_json  # noqa: E402
 @torch.no_grad()
 def full_pass(model, blocks, rows, wanted):
     """One intervention on one micro-batch, their way: from the embeddings to the loss; all hidden states."""
-    states = [model.embed(rows)]
-    for block in blocks:
-        states.append(block(states[-1]))
+    states = analyze.hidden_states(model, rows, blocks)
     model.read_out_with_loss(states[-1], wanted)[1].item()
     return states
 
