@@ -627,9 +627,9 @@ def minutes(runs):
 
 def report_text(name, points, left_out, figures):
     runs = [run for runs in points.values() for run in runs]
-    first, seeds = runs[0], sorted({run.seed for run in runs})
+    first, seeds, lengths = runs[0], sorted({run.seed for run in runs}), [run.analysis["length"] for run in runs]
     lines = [f"# {name}", "", f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; data/{first.config['dataset']}; scores on "
-             f"{first.analysis['sequences']} held-out sequences of {first.analysis['length']} tokens; torch {first.summary['torch']}, "
+             f"{first.analysis['sequences']} held-out sequences of {' to '.join(map(str, sorted({min(lengths), max(lengths)})))} tokens; torch {first.summary['torch']}, "
              f"{first.summary['device']}. Mean ± 95 % Student-t interval over seeds; usefulness and N_eff with the linear maps "
              f"fitted on other sequences. Wall time, summed over runs: {minutes(runs)}."
              + (f" Left out: {', '.join(left_out)}." if left_out else ""), "",

@@ -27,12 +27,10 @@ import torch
 from torch.utils._triton import has_triton
 from tqdm import tqdm
 
-from configs.read import OPTIONS, TrainConfig, build_configs, load_points, parse_override
+from configs.read import OPTIONS, WHERE_NOT_WHAT, TrainConfig, build_configs, load_points, parse_override
 from data.prepare import BadInput, or_one_sentence
 from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
 from model import GPT, GPTConfig, cross_entropy
-
-WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile")  # may differ between two starts of the same run
 
 
 # Measuring while training -------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from data.prepare import BadInput
 from data.read import load_meta
 from model import GPTConfig, refuse
 
+WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile")  # options that may differ between two starts of the same run
+
 
 @dataclass
 class TrainConfig:

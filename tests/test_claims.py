@@ -76,10 +76,11 @@ def test_claims_speak_only_of_what_was_swept_alone():
     sweep = lambda option, values, **also: {str(v): [made_up_run(seed, **{option: v}, **{k: f(v) for k, f in also.items()})  # noqa: E731
                                                      for seed in range(3)] for v in values}
     assert names(sweep("n_layer", [4, 8])) == {"C1", "C2", "C3", "C3+"}
-    assert names(sweep("weight_decay", [0.0, 0.1, 1.0])) == {"C4"}
-    assert names(sweep("block_size", [16, 32], batch_size=lambda T: 64 // T)) == {"C5"}
-    assert names(sweep("n_kv_head", [1, 4])) == {"C6"} and names(sweep("n_expert", [0, 8])) == {"C7"}
-    assert names(sweep("window", [2, 4], attention=lambda w: "window")) == {"C9", "C10"}
+    assert names(sweep("weight_decay", [0.0, 0.1, 1.0])) == {"C4", "C4+"}
+    assert names(sweep("block_size", [16, 32], batch_size=lambda T: 64 // T)) == {"C5", "C5+"}
+    assert names(sweep("n_kv_head", [1, 4])) == {"C6", "C6+"} and names(sweep("n_expert", [0, 8])) == {"C7", "C7+"}
+    assert names(sweep("window", [2, 4], attention=lambda w: "window")) == {"C9", "C9+", "C10"}
+    assert names(sweep("n_layer", [4, 8], out_dir=lambda L: f"out/{L}")) == {"C1", "C2", "C3", "C3+"}   # where, not what
     assert names(sweep("n_layer", [4, 8], learning_rate=lambda L: 1 / L)) == set()   # two things changed at once
     assert names({"one": [made_up_run(seed) for seed in range(3)]}) == set()
 
