@@ -424,6 +424,7 @@ def restore_runs(path, folder):
 # Figures ------------------------------------------------------------------------------------------------------------
 
 MARKERS = "osD^vP*X<>hd"
+SHARES = ("choice accuracy", "usefulness", "N_eff / L")  # of 1: an interval may leave what is possible, no axis need
 
 
 def growth(ratios):
@@ -519,8 +520,7 @@ def point_figure(points):
     for point in points:
         curves.setdefault(point.rpartition(",")[0] if crossed else point, []).append(point)
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharex=True)
-    metrics = ("perplexity", "last-layer variance", "causal", "choice accuracy", "usefulness", "N_eff / L")
-    for axis, metric in zip(axes.flat, metrics):
+    for axis, metric in zip(axes.flat, ("perplexity", "last-layer variance", "causal", *SHARES)):
         for curve, style in point_styles(curves).items():
             shown = {point: points[point] for point in curves[curve]}
             places = [labels.index(point.rpartition(",")[2]) for point in shown]
@@ -528,6 +528,8 @@ def point_figure(points):
         axis.set(title=metric, xticks=range(len(labels)))
         if metric == "last-layer variance":
             logarithmic(axis, "y")
+        elif metric in SHARES:
+            axis.set_ylim(max(axis.get_ylim()[0], -0.03), min(axis.get_ylim()[1], 1.03))
         option, values = labels[0].rpartition("=")[0], [label.rpartition("=")[2] for label in labels]
         if option and all(label.startswith(f"{option}=") for label in labels):
             axis.set(xlabel=option, xticklabels=values)
@@ -596,10 +598,11 @@ def joint_figure(sweeps):
         last.errorbar(variance[0], share[0], xerr=variance[1], yerr=share[1], linestyle="", **style)
     for axis, ylabel in zip(density_axes, ("variance of h_L", "N_eff / L")):
         axis.set(xlabel="density that was swept", ylabel=ylabel)
-    last.set(xlabel="variance of h_L", ylabel="N_eff / L", ylim=(0, None))
+    last.set(xlabel="variance of h_L", ylabel="N_eff / L", ylim=(0, 1.03))
     logarithmic(last, "x")
     if density_axes:
         logarithmic(density_axes[0], "y")
+        density_axes[1].set_ylim(0, 1.03)
     figure.legend(*last.get_legend_handles_labels(), loc="outside right center", fontsize=9)
     return figure
 
@@ -619,19 +622,13 @@ def with_interval(values):
     return f"{mean:.4g}" + (f" ± {half:.2g}" if math.isfinite(half) else "")
 
 
-def minutes(runs):
-    training = sum(run.summary["seconds"] for run in runs) / 60
-    scoring = sum(run.analysis.get("seconds", math.nan) for run in runs) / 60
-    return f"{training:.0f} min of training, {'an unknown time' if math.isnan(scoring) else f'{scoring:.0f} min'} of scoring"
-
-
 def report_text(name, points, left_out, figures):
     runs = [run for runs in points.values() for run in runs]
     first, seeds, lengths = runs[0], sorted({run.seed for run in runs}), [run.analysis["length"] for run in runs]
     lines = [f"# {name}", "", f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; data/{first.config['dataset']}; scores on "
              f"{first.analysis['sequences']} held-out sequences of {' to '.join(map(str, sorted({min(lengths), max(lengths)})))} tokens; torch {first.summary['torch']}, "
              f"{first.summary['device']}. Mean ± 95 % Student-t interval over seeds; usefulness and N_eff with the linear maps "
-             f"fitted on other sequences. Wall time, summed over runs: {minutes(runs)}."
+             f"fitted on other sequences. Training took {sum(run.summary['seconds'] for run in runs) / 60:.0f} minutes, summed over runs."
              + (f" Left out: {', '.join(left_out)}." if left_out else ""), "",
              f"| point | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
     for point, runs in points.items():
@@ -680,7 +677,9 @@ def analyse_sweeps(arguments):
             target = arguments.publish / path.stem
             publish_runs(runs, target.with_suffix(".json"))
             runs = read_runs(target.with_suffix(".json"))
-        reported[path.stem] = report_sweep(runs, target)
+        points = report_sweep(runs, target)
+        if max(map(len, points.values())) > 1:  # one seed is a demonstration, no result to set beside others
+            reported[path.stem] = points
     if len(reported) > 1:
         save_figure(joint_figure(reported), (arguments.publish or sweeps[0].parent) / "joint.png")
 
