@@ -547,14 +547,14 @@ def ladder_figure(points):
     figure, axis = plt.subplots(figsize=(9.5, 4.2), layout="constrained")
     accuracy, half = means_and_halves(points, "choice accuracy")
     axis.bar(range(len(points)), accuracy, yerr=half, capsize=4, color="0.8", edgecolor="0.3", label="choice accuracy")
-    axis.set(ylabel="choice accuracy", xticks=range(len(points)), ylim=(np.nanmin(accuracy - half) - 0.05, np.nanmax(accuracy + half) + 0.02))
+    axis.set(ylabel="choice accuracy", xticks=range(len(points)), ylim=(max(0, np.nanmin(accuracy - half) - 0.05), np.nanmax(accuracy + half) + 0.02))
     axis.set_xticklabels(points, rotation=30, ha="right")
     right = axis.twinx()
     for metric, style in point_styles(("usefulness", "N_eff / L")).items():
         mean, half = means_and_halves(points, metric)
         right.errorbar(rungs, mean[rungs], half[rungs], capsize=4, label=metric, **style)
         right.errorbar(beside, mean[beside], half[beside], capsize=4, linestyle="", **style)
-    right.set(ylabel="share of the depth in use", ylim=(0, None))
+    right.set(ylabel="share of the depth in use", ylim=(0, min(1.03, right.get_ylim()[1])))
     figure.legend(loc="outside upper center", ncols=3)
     return figure
 
