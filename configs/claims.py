@@ -14,7 +14,7 @@ A claim says how a metric moves along a swept option. One effect is computed for
                    opposed when an end beats every inner point so
 
 Where a sweep crosses the option with the learning rate, each value's best rate, by mean perplexity, speaks for it. The
-rule was fixed before the runs in results/ were trained; this last sentence was added when some perplexities of the
+rule was fixed before the runs in results/ were trained; the sentence on rates was added when some perplexities of the
 learning-rate control had been seen, and none of its claims could be judged yet. A claim with a plus repeats the usefulness
 claim before it with N_eff / L, as a threshold of 10 % passes one block or none of small models, whatever is swept; those of
 C4 and C5 were added when two seeds of theirs had been seen.

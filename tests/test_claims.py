@@ -110,8 +110,7 @@ def test_every_depth_speaks_at_its_best_rate():
     claim, verdict, *_ = claims.judge_sweep(points)[0]
     assert (claim[0], verdict) == ("C1", "opposed")
     for rate in (1e-3, 3e-3):
-        plain = {name: runs for name, runs in crossed(lambda L, rate: 10, rates=[rate]).items()}
-        assert claims.judge_sweep(plain)[0][1] == "supported"
+        assert claims.judge_sweep(crossed(lambda L, rate: 10, rates=[rate]))[0][1] == "supported"
     del points["n_layer=8,learning_rate=0.001"]
     assert names(points) == set()   # not every depth was tried at every rate
     twice = {f"weight_decay={decay},{name}": runs for decay in (0.1, 0.3) for name, runs in crossed(lambda L, rate: 10).items()}
