@@ -129,8 +129,9 @@ CLAIMS = (  # name, what the paper says, option, metric, shape
 
 
 def slope(values):
-    """Least-squares slope over the rank 0, 1, 2, ... of the values."""
-    return float(np.polyfit(np.arange(len(values)), values, 1)[0]) if len(values) > 1 else 0.0
+    """Least-squares slope over the rank 0, 1, 2, ... of the values; of equal ones exactly 0, which no fit by matrices gives."""
+    rank = np.arange(len(values)) - (len(values) - 1) / 2
+    return float(rank @ (np.asarray(values) - values[0]) / max(rank @ rank, 1e-300))
 
 
 def surest(choose, row, others, level=0.95):

@@ -53,6 +53,19 @@ def test_verdicts_take_logarithms():
     assert verdict == "opposed" and effect == pytest.approx(0.2, abs=0.001)   # a relative change all the same
 
 
+@pytest.mark.parametrize("value", [1 / 16, 1 / 31, 0.1, 7.3])
+@pytest.mark.parametrize("n_points", [1, 2, 4, 7])
+def test_what_never_moves_has_no_effect(value, n_points):
+    for shape in ("rises", "falls", "last lowest", "highest inside")[:2 if n_points < 2 else 4]:
+        assert judge(np.full((n_points, 3), value), shape)[0] == "undecided"   # rounding is no effect, however alike the seeds
+    assert claims.slope([value] * n_points) == 0.0
+
+
+def test_slope_is_that_of_least_squares():
+    values = np.random.default_rng(0).normal(size=9)
+    assert claims.slope(values) == pytest.approx(np.polyfit(np.arange(9), values, 1)[0], rel=1e-12)
+
+
 @pytest.mark.parametrize("shape", ["rises", "falls", "negative", "last lowest", "highest inside", "lowest inside"])
 def test_noise_around_zero_is_seldom_called_an_effect(shape):
     verdicts = [judge(noisy(np.zeros(5), 3, sd=0.1, seed=seed), shape)[0] for seed in range(400)]
