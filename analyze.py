@@ -20,7 +20,7 @@ import math
 import re
 import time
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -398,8 +398,9 @@ def read_runs(path):
 
 
 def publish_runs(runs, path):
-    """One JSON file of a sweep's runs, a line each; six digits are enough of each number that was measured."""
-    measured = json.loads(json.dumps([asdict(run) for run in runs]), parse_float=lambda number: float(f"{float(number):.6g}"))
+    """One JSON file of a sweep's runs, a line each; six digits of each measured number, and of the log no branch's curves."""
+    thinned = [replace(run, log=[{k: v for k, v in line.items() if not k.endswith("_variance")} for line in run.log]) for run in runs]
+    measured = json.loads(json.dumps([asdict(run) for run in thinned]), parse_float=lambda number: float(f"{float(number):.6g}"))
     lines = [json.dumps({**numbers, "config": run.config}, allow_nan=False) for numbers, run in zip(measured, runs)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:

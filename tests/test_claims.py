@@ -145,6 +145,8 @@ def test_only_the_rungs_of_a_ladder_are_climbed():
 
 def test_published_runs_come_back_as_finished_folders(tmp_path):
     runs = [made_up_run(seed, 1 / 3, name=f"n_layer={L},seed={seed}", n_layer=L, min_lr=0.003 / 10) for L in (4, 16) for seed in (0, 1)]
+    for run in runs:
+        run.log[:] = [{"step": 7, "val_loss": 4.0, "variance": [1.0, 2.0], "mlp_variance": [3.0], "attention_variance": [5.0]}]
     unscored = made_up_run(9, name="n_layer=8,seed=9")
     unscored.analysis, unscored.summary["diverged"] = None, False
     publish_runs([*runs, unscored], tmp_path / "sweep.json")
@@ -156,6 +158,7 @@ def test_published_runs_come_back_as_finished_folders(tmp_path):
     for run, original in zip(back, runs):
         assert run.summary["last_layer_variance"] == pytest.approx(1 / 3, rel=1e-5) and run.config == original.config
         assert run.analysis == json.loads(json.dumps(original.analysis))
+        assert run.log == [{"step": 7, "val_loss": 4.0, "variance": [1.0, 2.0]}]
     with pytest.raises(BadInput, match="exists already"):
         restore_runs(tmp_path / "sweep.json", tmp_path / "out")
     assert not list(Path(tmp_path).rglob("*.tmp"))
