@@ -530,7 +530,7 @@ def point_figure(points):
         if metric == "last-layer variance":
             logarithmic(axis, "y")
         elif metric in SHARES:
-            axis.set_ylim(max(axis.get_ylim()[0], -0.03), min(axis.get_ylim()[1], 1.03))
+            axis.set_ylim(None if metric == "choice accuracy" else -0.04 * axis.get_ylim()[1], min(1.03, axis.get_ylim()[1]))
         option, values = labels[0].rpartition("=")[0], [label.rpartition("=")[2] for label in labels]
         if option and all(label.startswith(f"{option}=") for label in labels):
             axis.set(xlabel=option, xticklabels=values)
