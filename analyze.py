@@ -20,7 +20,7 @@ import math
 import re
 import time
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -399,12 +399,12 @@ def read_runs(path):
 
 def publish_runs(runs, path):
     """One JSON file of a sweep's runs, a line each; six digits of each measured number, and of the log no branch's curves."""
-    thinned = [replace(run, log=[{k: v for k, v in line.items() if not k.endswith("_variance")} for line in run.log]) for run in runs]
-    measured = json.loads(json.dumps([asdict(run) for run in thinned]), parse_float=lambda number: float(f"{float(number):.6g}"))
-    lines = [json.dumps({**numbers, "config": run.config}, allow_nan=False) for numbers, run in zip(measured, runs)]
+    measured = json.loads(json.dumps([asdict(run) for run in runs]), parse_float=lambda number: float(f"{float(number):.6g}"))
+    for numbers, run in zip(measured, runs):
+        numbers.update(config=run.config, log=[{k: v for k, v in line.items() if not k.endswith("_variance")} for line in numbers["log"]])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+        temporary.write_text("[\n" + ",\n".join(json.dumps(numbers, allow_nan=False) for numbers in measured) + "\n]\n")
 
 
 def restore_runs(path, folder):
