@@ -281,6 +281,7 @@ class MoE(nn.Module):
                                   right=True, out_int32=True)                  # (E,)
         if self.training:
             self.router_loss = self.balance_losses(logits, probability, ends)
+        ends = ends if x.dtype == torch.bfloat16 else ends.cpu()  # where grouped_linear loops, wait for the GPU once
         rows = Permute.apply(tokens[:, None].expand(-1, K, -1).flatten(0, 1), order, inverse)
         gate, up = grouped_linear(rows, self.gate_up, ends).chunk(2, dim=-1)
         rows = grouped_linear(F.silu(gate) * up, self.down, ends)
