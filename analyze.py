@@ -1,7 +1,7 @@
 """How much each layer does: scores, figures, claims and a report from the runs of a sweep.
 
     python analyze.py out/demo                 analysis.json per run, figures and report.md for the sweep
-    python analyze.py out/*                    every sweep, and the figure that joins them all; or results/*.json
+    python analyze.py out/*                    every sweep, and the figure and claims of all; or results/*.json
     python analyze.py out/demo --task my.jsonl also the accuracy on your own {"context", "choices", "answer"} items
 
 Every score is a function of a model and token ids that a student can call:
@@ -32,7 +32,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image  # which matplotlib stands on
 from tqdm import tqdm
 
-from configs.claims import LOG_METRICS, METRICS, interval, judge_sweep, moved_density, rung
+from configs.claims import CLAIMS, LOG_METRICS, METRICS, interval, judge_sweep, moved_density, rung
 from configs.read import TrainConfig
 from data import read
 from data.prepare import BadInput, or_one_sentence, tokenizer
@@ -195,11 +195,9 @@ def cumulative_pruning(model, idx, targets, order, ratios=None):
         return torch.tensor(losses, dtype=torch.float64)
     ratios = prune_ratios(model, idx, targets) if order == "least" and ratios is None else ratios
     removed = list(range(L))[::-1] if order == "last" else ratios.argsort().tolist()
-    interventions = []
-    for n in range(L + 1):
-        first = min(removed[:n], default=L)
-        interventions.append((first, [blocks[l] for l in range(first, L) if l not in removed[:n]]))
-    return intervention_losses(model, idx, targets, interventions)
+    firsts = [min(removed[:n], default=L) for n in range(L + 1)]
+    return intervention_losses(model, idx, targets, [(first, [blocks[l] for l in range(first, L) if l not in removed[:n]])
+                                                     for n, first in enumerate(firsts)])
 
 
 @torch.no_grad()
@@ -300,15 +298,10 @@ def choice_accuracy(model, items, encode):
         idx[i, :len(ids) - 1], targets[i, :len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
         scored[i, max(0, len(ids) - 1 - n):len(ids) - 1] = 1
     device, scores = model.head.weight.device, []
-    for piece in chunks(model, idx, targets, scored):
-        piece_idx, piece_targets, mask = (t.to(device) for t in piece)
-        logits, _ = model(piece_idx)
-        scores.append((-cross_entropy(logits, piece_targets) * mask).sum(dim=1) / mask.sum(dim=1))
-    scores, correct, first = torch.cat(scores).cpu(), 0, 0
-    for item in items:
-        correct += scores[first:first + len(item["choices"])].argmax().item() == item["answer"]
-        first += len(item["choices"])
-    accuracy = correct / len(items)
+    for piece_idx, piece_targets, mask in chunks(model, *(t.to(device) for t in (idx, targets, scored))):
+        scores.append((-cross_entropy(model(piece_idx)[0], piece_targets) * mask).sum(dim=1) / mask.sum(dim=1))
+    of_items = torch.cat(scores).cpu().split([len(item["choices"]) for item in items])
+    accuracy = sum(of_one.argmax().item() == item["answer"] for of_one, item in zip(of_items, items)) / len(items)
     return {"accuracy": accuracy, "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(items)), "items": len(items)}
 
 
@@ -490,8 +483,7 @@ def draw_lines(axis, points, title, xlabel, ylabel, first, log, curve):
 
 
 def line_figure(points, panels):
-    n_rows = math.ceil(len(panels) / 2)
-    figure, axes = plt.subplots(n_rows, 2, figsize=(9.5, 3.4 * n_rows), layout="constrained")
+    figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(9.5, 1.7 * len(panels)), layout="constrained")
     for axis, panel in zip(axes.flat, panels):
         draw_lines(axis, points, *panel)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
@@ -632,14 +624,20 @@ def report_text(name, points, left_out, figures):
              f"fitted on other sequences. Training took {sum(run.summary['seconds'] for run in runs) / 60:.0f} minutes, summed over runs."
              + (f" Left out: {', '.join(left_out)}." if left_out else ""), "",
              f"| point | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
-    for point, runs in points.items():
-        lines.append(f"| {point} | {' | '.join(with_interval([metric(run) for run in runs]) for metric in METRICS.values())} |")
-    lines += ["", "| claim | predicted | measured effect | verdict |", "|---|---|---|---|"]
-    for (claim, text, _, metric, shape), verdict, effect, half, n_seeds in judge_sweep(points):
+    lines += [f"| {point} | {' | '.join(with_interval([metric(run) for run in runs]) for metric in METRICS.values())} |"
+              for point, runs in points.items()]
+    return "\n".join([*lines, "", *claims_table({name: points}), "", *(f"![{figure}]({figure}.png)" for figure in figures)]) + "\n"
+
+
+def claims_table(sweeps):
+    """Lines of a Markdown table: the verdict on each claim, by each of the sweeps, {name: points}, that speaks to it."""
+    judged = [(name, *verdict) for name, points in sweeps.items() for verdict in judge_sweep(points)]
+    lines = ["| claim | experiment | predicted | measured effect | verdict |", "|---" * 5 + "|"]
+    for name, (claim, text, _, metric, shape), verdict, effect, half, n_seeds in sorted(judged, key=lambda row: CLAIMS.index(row[1])):
         scale = "log " if metric in LOG_METRICS and shape != "no worse" else ""
         width = f"± {half:.2g}, {n_seeds} seeds" if n_seeds > 1 else "one seed"
-        lines.append(f"| {claim} | {text} | {effect:+.3g} ({width}; {scale}{metric}: {shape}) | {verdict} |")
-    return "\n".join(lines + [""] + [f"![{figure}]({figure}.png)" for figure in figures]) + "\n"
+        lines.append(f"| {claim} | {name} | {text} | {effect:+.3g} ({width}; {scale}{metric}: {shape}) | {verdict} |")
+    return lines
 
 
 def report_sweep(runs, folder):
@@ -682,7 +680,10 @@ def analyse_sweeps(arguments):
         if max(map(len, points.values())) > 1:  # one seed is a demonstration, no result to set beside others
             reported[path.stem] = points
     if len(reported) > 1:
-        save_figure(joint_figure(reported), (arguments.publish or sweeps[0].parent) / "joint.png")
+        target = arguments.publish or sweeps[0].parent
+        save_figure(joint_figure(reported), target / "joint.png")
+        with replacing(target / "claims.md") as temporary:
+            temporary.write_text("\n".join(["# All claims, by the rule in configs/claims.py", "", *claims_table(reported)]) + "\n")
 
 
 def main(argv=None):

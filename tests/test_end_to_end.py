@@ -1,5 +1,6 @@
 """The whole way as a reader walks it: text, runs, analysis, in a copy of the project and from its command lines."""
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -53,19 +54,22 @@ def run(folder, *command, code=0):
 def test_analysis_writes_scores_figures_and_report(project):
     task = project / "task.jsonl"
     task.write_text(json.dumps({"context": "2 times 3 is ", "choices": ["6", "99"], "answer": 0}) + "\n")
-    result = run(project, "analyze.py", "out/sweep", "out/window", "--sequences", "4", "--task", "task.jsonl")
+    result = run(project, "analyze.py", "out/window", "out/sweep", "--sequences", "4", "--task", "task.jsonl")
     assert result.stderr == ""  # piped output stays clean
+    claims = []
     for sweep, points in (("sweep", ("n_layer=2", "n_layer=3")), ("window", ("window=2", "window=8"))):
         report = (project / "out" / sweep / "report.md").read_text()
         for line in report.splitlines():
             if line.startswith("!["):
                 assert matplotlib.image.imread(project / "out" / sweep / line.split("(")[1][:-1]).std() > 0.01
         assert report.count("![") == 8 and all(f"| {point} | " in report for point in points) and " ± " in report
-        assert report.count(", 2 seeds; ") == sum(row.startswith("| C") for row in report.splitlines()) > 0
+        claims += [row for row in report.splitlines() if re.match(r"\| C\d", row)]
+        assert report.count(", 2 seeds; ") == sum(f" | {sweep} | " in row for row in claims) > 0
     analysis = json.loads((project / "out/sweep/n_layer=3,seed=1/analysis.json").read_text())
     assert len(analysis["prune_ratios"]) == 3 and len(analysis["variance"]["residual"]) == 4 and analysis["task"]["items"] == 1
     assert analysis["choices"]["items"] > 20
     assert matplotlib.image.imread(project / "out/joint.png").std() > 0.01
+    assert (project / "out/claims.md").read_text().splitlines()[4:] == claims  # C1 to C3 of the depths, then C9 of the windows
     assert not list(project.rglob("*.tmp"))
 
 
