@@ -297,10 +297,9 @@ def choice_accuracy(model, items, encode):
     for i, (ids, n) in enumerate(rows):
         idx[i, :len(ids) - 1], targets[i, :len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
         scored[i, max(0, len(ids) - 1 - n):len(ids) - 1] = 1
-    device, scores = model.head.weight.device, []
-    for piece_idx, piece_targets, mask in chunks(model, *(t.to(device) for t in (idx, targets, scored))):
-        scores.append((-cross_entropy(model(piece_idx)[0], piece_targets) * mask).sum(dim=1) / mask.sum(dim=1))
-    of_items = torch.cat(scores).cpu().split([len(item["choices"]) for item in items])
+    there = (t.to(model.head.weight.device) for t in (idx, targets, scored))
+    scores = torch.cat([(-cross_entropy(model(ids)[0], wanted) * mask).sum(dim=1) / mask.sum(dim=1) for ids, wanted, mask in chunks(model, *there)])
+    of_items = scores.cpu().split([len(item["choices"]) for item in items])
     accuracy = sum(of_one.argmax().item() == item["answer"] for of_one, item in zip(of_items, items)) / len(items)
     return {"accuracy": accuracy, "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(items)), "items": len(items)}
 

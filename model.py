@@ -249,11 +249,10 @@ class MoE(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        hidden, n_embd = config.expert_hidden, config.n_embd
-        self.router = nn.Linear(n_embd, config.n_expert, bias=False)
-        self.gate_up = nn.Parameter(torch.empty(config.n_expert, 2 * hidden, n_embd))
-        self.down = nn.Parameter(torch.empty(config.n_expert, n_embd, hidden))
-        self.shared = MLP(n_embd, config.n_shared_expert * hidden) if config.n_shared_expert else None
+        self.router = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.gate_up = nn.Parameter(torch.empty(config.n_expert, 2 * config.expert_hidden, config.n_embd))
+        self.down = nn.Parameter(torch.empty(config.n_expert, config.n_embd, config.expert_hidden))
+        self.shared = MLP(config.n_embd, config.n_shared_expert * config.expert_hidden) if config.n_shared_expert else None
         self.router_loss = None  # of the last training forward, weighted; kept apart from the cross-entropy
 
     def route(self, tokens):
