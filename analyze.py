@@ -456,9 +456,10 @@ LINES = {  # figure: [(title, x label, y label, first x, logarithmic, curve of a
 
 
 def point_styles(points):
-    """One colour (dark to light, so that greyscale keeps the order) and one marker for each point."""
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, max(2, len(points))))
-    return {point: dict(color=colours[i], marker=MARKERS[i % len(MARKERS)]) for i, point in enumerate(points)}
+    """One colour (dark to light, so that greyscale keeps the order) and one marker for each point; a depth has its own in all figures."""
+    depths = [re.fullmatch(r"n_layer=(\d+)", point) for point in points]
+    ranks, top = ([2 * math.log2(int(L[1])) - 2 for L in depths], 8) if all(depths) else (range(len(points)), max(1, len(points) - 1))
+    return {point: dict(color=plt.get_cmap("viridis")(0.85 * rank / top), marker=MARKERS[round(rank) % len(MARKERS)]) for point, rank in zip(points, ranks)}
 
 
 def draw_lines(axis, points, title, xlabel, ylabel, first, log, curve):
@@ -542,10 +543,10 @@ def ladder_figure(points):
     axis.set(ylabel="choice accuracy", xticks=range(len(points)), ylim=(max(0, np.nanmin(accuracy - half) - 0.05), np.nanmax(accuracy + half) + 0.02))
     axis.set_xticklabels(points, rotation=30, ha="right")
     right = axis.twinx()
-    for metric, style in point_styles(("usefulness", "N_eff / L")).items():
+    for (metric, style), shift in zip(point_styles(("usefulness", "N_eff / L")).items(), (-0.2, 0.2)):  # beside the bars' own intervals
         mean, half = means_and_halves(points, metric)
-        right.errorbar(rungs, mean[rungs], half[rungs], capsize=4, label=metric, **style)
-        right.errorbar(beside, mean[beside], half[beside], capsize=4, linestyle="", **style)
+        right.errorbar(np.add(rungs, shift), mean[rungs], half[rungs], capsize=4, label=metric, **style)
+        right.errorbar(np.add(beside, shift), mean[beside], half[beside], capsize=4, linestyle="", **style)
     right.set(ylabel="share of the depth in use", ylim=(0, min(1.03, right.get_ylim()[1])))
     figure.legend(loc="outside upper center", ncols=3)
     return figure
@@ -564,8 +565,7 @@ def matrix_figure(points):
             edges = (first - 0.5, first + len(mean) - 0.5)
             picture = axis.imshow(shown, vmin=0, vmax=top or 1, cmap="viridis", extent=(*edges, *edges[::-1]))
             axis.set(title=point if key == "causal_matrix" else "", xlabel=xlabel)
-            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.locator_params(nbins=4, integer=True)
         row[0].set_ylabel(ylabel)
         figure.colorbar(picture, ax=row, fraction=0.05, label={"causal_matrix": "change of what the block adds",
                         "permutation_matrix": "|change of loss| / loss"}.get(key, "angle / pi"))
