@@ -457,9 +457,9 @@ LINES = {  # figure: [(title, x label, y label, first x, logarithmic, curve of a
 
 def point_styles(points):
     """One colour (dark to light, so that greyscale keeps the order) and one marker for each point; a depth has its own in all figures."""
-    depths = [re.fullmatch(r"n_layer=(\d+)", point) for point in points]
-    ranks, top = ([2 * math.log2(int(L[1])) - 2 for L in depths], 8) if all(depths) else (range(len(points)), max(1, len(points) - 1))
-    return {point: dict(color=plt.get_cmap("viridis")(0.85 * rank / top), marker=MARKERS[round(rank) % len(MARKERS)]) for point, rank in zip(points, ranks)}
+    ranks = [round(2 * math.log2(int(point[8:]))) - 2 for point in points if re.fullmatch(r"n_layer=\d+", point)]
+    ranks, top = (ranks, 8) if len(set(ranks)) == len(points) else (range(len(points)), max(1, len(points) - 1))  # or depths too close to tell
+    return {point: dict(color=plt.get_cmap("viridis")(0.85 * rank / top), marker=MARKERS[rank % len(MARKERS)]) for point, rank in zip(points, ranks)}
 
 
 def draw_lines(axis, points, title, xlabel, ylabel, first, log, curve):

@@ -325,7 +325,7 @@ def test_bad_task_files_are_refused_with_their_line(tmp_path, line):
 def test_a_depth_looks_the_same_in_every_figure_and_grows_lighter():
     few, many = (analyze.point_styles([f"n_layer={L}" for L in depths]) for depths in ((4, 32), (1, 2, 3, 4, 8, 12, 16, 32, 64)))
     assert all(few[point] == many[point] for point in few)
-    names = analyze.point_styles(["full", "window-8", "window-32", "topk-4"])
-    for styles in (dict(list(many.items())[1:-1]), names):  # from 2 to 32 blocks, beyond which colours end
+    names, close = (analyze.point_styles(points) for points in (["full", "window-8", "window-32", "topk-4"], ["n_layer=10", "n_layer=11", "n_layer=12"]))
+    for styles in (dict(list(many.items())[1:-1]), names, close):  # from 2 to 32 blocks, beyond which colours end
         light = [np.dot(style["color"][:3], (0.3, 0.59, 0.11)) for style in styles.values()]
         assert light == sorted(set(light)) and len({style["marker"] for style in styles.values()}) == len(styles)
