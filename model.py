@@ -3,11 +3,10 @@
     h = x + attention(norm(x))          Pre-LN: every branch is added to a residual stream that nothing
     y = h + mlp(norm(h))                ever normalises, so its variance can only pile up with depth.
 
-The toggles are the sources of sparsity of "When Does Sparsity Mitigate the Curse of Depth in LLMs"
-(arXiv 2603.15389): shared keys and values (n_kv_head), experts (n_expert), masks (attention), and weight
-decay (GPT.parameter_groups); beside them two published remedies, layer_norm_scaling and scaled_residual_init.
-Shapes in comments: B sequences, T positions, C = n_embd, H = n_head, D = head size, N = B*T tokens,
-E = n_expert, K = n_expert_active.
+The toggles are the sources of sparsity of "When Does Sparsity Mitigate the Curse of Depth in LLMs" (arXiv 2603.15389):
+shared keys and values (n_kv_head), experts (n_expert), masks (attention), and weight decay (GPT.parameter_groups);
+beside them two published remedies, layer_norm_scaling and scaled_residual_init.
+Shapes in comments: B sequences, T positions, C n_embd, H n_head, D head size, N = B*T tokens, E n_expert, K n_expert_active.
 """
 import math
 from dataclasses import dataclass
@@ -48,24 +47,17 @@ class GPTConfig:
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
         self.mlp_hidden = self.mlp_hidden or 32 * math.ceil(self.n_embd * 8 / 3 / 32)
-        among = max(1, self.n_expert_active + self.n_shared_expert)
-        self.expert_hidden = self.expert_hidden or max(8, 8 * round(self.mlp_hidden / among / 8))
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "mlp_hidden", "n_kv_head",
-                     "window", "stride", "topk", "n_expert_active", "expert_hidden"):
-            refuse(getattr(self, name) < 1, f"{name} = {getattr(self, name)} must be at least 1")
-        for name in ("n_expert", "n_shared_expert", "load_balance_loss", "router_z_loss"):
-            refuse(getattr(self, name) < 0, f"{name} = {getattr(self, name)} must not be negative")
+        self.expert_hidden = self.expert_hidden or max(8, 8 * round(self.mlp_hidden / max(1, self.n_expert_active + self.n_shared_expert) / 8))
+        for name, value in vars(self).items():
+            least = 0 if name in ("n_expert", "n_shared_expert", "load_balance_loss", "router_z_loss") else 1
+            refuse(not isinstance(value, (bool, str)) and value < least, f"{name} = {value} must be at least {least}")
         refuse(self.n_embd % self.n_head, f"n_embd = {self.n_embd} must be a multiple of n_head = {self.n_head}")
-        refuse(self.n_embd // self.n_head % 2, f"n_embd / n_head = {self.n_embd // self.n_head} must be even: "
-               "rotary position embeddings turn pairs of features")
+        refuse(self.n_embd // self.n_head % 2, f"n_embd / n_head = {self.n_embd // self.n_head} must be even: rotation turns pairs of features")
         refuse(self.n_head % self.n_kv_head, f"n_head = {self.n_head} must be a multiple of n_kv_head = {self.n_kv_head}")
-        refuse(self.attention not in ATTENTION_PATTERNS,
-               f'attention = "{self.attention}" must be one of {", ".join(ATTENTION_PATTERNS)}')
-        refuse(self.n_shared_expert and not self.n_expert,
-               f"n_shared_expert = {self.n_shared_expert} needs experts to share with: set n_expert too")
+        refuse(self.attention not in ATTENTION_PATTERNS, f'attention = "{self.attention}" must be one of {", ".join(ATTENTION_PATTERNS)}')
+        refuse(self.n_shared_expert and not self.n_expert, f"n_shared_expert = {self.n_shared_expert} needs n_expert, too")
         if self.n_expert:
-            for name, most in ("n_expert_active", self.n_expert), ("n_expert", 2**15):
-                refuse(getattr(self, name) > most, f"{name} = {getattr(self, name)} must be at most {most}")
+            refuse(self.n_expert_active > self.n_expert, f"n_expert_active = {self.n_expert_active} must be at most n_expert = {self.n_expert}")
             for name in ("n_embd", "expert_hidden"):
                 refuse(getattr(self, name) % 8, f"{name} = {getattr(self, name)} must be a multiple of 8 with experts (grouped_mm's alignment)")
 
@@ -124,20 +116,21 @@ def flex_mask(config, device):
 # The layers --------------------------------------------------------------------------------------------------
 
 class Linear(nn.Linear):
-    """In the dtype of its input: fp32 master weights serve a bf16 residual stream."""
-    def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype))
+    """In the dtype of its input: fp32 master weights serve a bf16 residual stream. gain (C_in,): of the norm before."""
+    def forward(self, x, gain=1.0):
+        return F.linear(x, (self.weight * gain).to(x.dtype))
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, times 1/sqrt(layer) with layer-norm scaling: a buffer, so that layers share compiled code."""
+    """-> x / rms(x), and gain (C,): weight, times 1/sqrt(layer) with layer-norm scaling (a buffer: layers share compiled code).
+    The matrix that follows takes the gain, W (gain * x) = (W * gain) x, so its gradient is a sum over W's rows, not all tokens."""
     def __init__(self, n_embd, layer=1):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(n_embd))
         self.register_buffer("depth_scale", torch.tensor(layer ** -0.5), persistent=False)
 
     def forward(self, x):
-        return F.rms_norm(x, x.shape[-1:], (self.weight * self.depth_scale).to(x.dtype), NORM_EPS)
+        return F.rms_norm(x, x.shape[-1:], None, NORM_EPS), self.weight * self.depth_scale
 
 
 def rotate(x, cos, sin):
@@ -159,10 +152,10 @@ class CausalSelfAttention(nn.Module):
         self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), dim=1).float(), persistent=False)
         self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), dim=1).float(), persistent=False)
 
-    def project(self, x):
+    def project(self, x, gain=1.0):
         """Queries, keys and values, (B, H, T, D) each; with GQA each key/value head is repeated for its queries."""
         T, n_head, n_kv_head = x.shape[1], self.config.n_head, self.config.n_kv_head
-        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size)).split((n_head, n_kv_head, n_kv_head), dim=2)
+        heads = self.query_key_value(x, gain).unflatten(-1, (-1, self.head_size)).split((n_head, n_kv_head, n_kv_head), dim=2)
         query, key = (rotate(t, self.cos[:T, None], self.sin[:T, None]) for t in heads[:2])  # (B, T, heads, D)
         query, key, value = (t.transpose(1, 2) for t in (query, key, heads[2]))         # (B, H, T, D)
         if n_kv_head < n_head:
@@ -178,9 +171,9 @@ class CausalSelfAttention(nn.Module):
             scores = torch.full_like(scores, float("-inf")).scatter(-1, index, kept)  # ties never add a key
         return scores
 
-    def weights(self, x):
-        """(B, H, T, T) attention probabilities, the explicit way; x is the branch's normalised input."""
-        return self.scores(*self.project(x)[:2]).softmax(dim=-1)
+    def weights(self, x, gain=1.0):
+        """(B, H, T, T) attention probabilities, the explicit way; x and gain as in forward."""
+        return self.scores(*self.project(x, gain)[:2]).softmax(dim=-1)
 
     def attend(self, query, key, value):
         config, T = self.config, query.shape[2]
@@ -195,8 +188,8 @@ class CausalSelfAttention(nn.Module):
             return flex_attention(query, key, value, block_mask=self.block_mask)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible(config, T, query.device))
 
-    def forward(self, x):                                           # (B, T, C)
-        y = self.attend(*self.project(x))                           # (B, H, T, D)
+    def forward(self, x, gain=1.0):                                 # (B, T, C)
+        y = self.attend(*self.project(x, gain))                     # (B, H, T, D)
         return self.output(y.transpose(1, 2).flatten(2))
 
 
@@ -207,41 +200,40 @@ class MLP(nn.Module):
         self.gate_up = Linear(n_embd, 2 * hidden, bias=False)
         self.down = Linear(hidden, n_embd, bias=False)
 
-    def forward(self, x):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+    def forward(self, x, gain=1.0):
+        gate, up = self.gate_up(x, gain).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
-class Permute(torch.autograd.Function):
-    """rows[order], whose backward is a gather too; indexing's own would be a slow, unordered scatter."""
+class Gather(torch.autograd.Function):
+    """rows[index], summed over index's second dimension where it has one. `back` is the index of the transpose, a gather
+    too: indexing's own backward would be a slow, unordered scatter."""
     @staticmethod
-    def forward(ctx, rows, order, inverse):
-        ctx.save_for_backward(order, inverse)
-        return rows[order]
+    def forward(ctx, rows, index, back):
+        ctx.save_for_backward(back, index)
+        return rows[index] if index.dim() == 1 else rows[index].sum(dim=1)
 
     @staticmethod
     def backward(ctx, gradient):
-        return Permute.apply(gradient, *ctx.saved_tensors[::-1]), None, None
+        return Gather.apply(gradient, *ctx.saved_tensors), None, None
 
 
 def grouped_linear(rows, weight, ends):
     """rows[ends[e-1]:ends[e]] @ weight[e].T for every expert e: rows (M, C), weight (E, C_out, C), ends (E,)."""
-    weight = weight.to(rows.dtype)
     if rows.dtype == torch.float64 or (rows.is_cuda and rows.dtype != torch.bfloat16):
         # grouped_mm has no such kernel; only measurements and tests come here, never a bf16 training step.
-        starts = [0, *ends.tolist()]
-        return torch.cat([rows[starts[e]:starts[e + 1]] @ weight[e].T for e in range(len(weight))])
+        return torch.cat([group @ w.T for group, w in zip(rows.tensor_split(ends[:-1].tolist()), weight)])
     return F.grouped_mm(rows, weight.mT, offs=ends)
 
 
 def largest(values, n):
     """values.topk(n) of a short last dimension: n passes of max are one kernel, where topk sorts."""
-    left, position, places = values.detach(), torch.arange(values.shape[-1], device=values.device), []
+    left, position, found, places = values.detach(), torch.arange(values.shape[-1], device=values.device), [], []
     for _ in range(n):
         places.append(left.argmax(dim=-1, keepdim=True))
+        found.append((values * (position == places[-1])).sum(dim=-1, keepdim=True))
         left = left.masked_fill(position == places[-1], float("-inf"))
-    places = torch.cat(places, dim=-1)
-    return values.gather(-1, places), places
+    return torch.cat(found, dim=-1), torch.cat(places, dim=-1)
 
 
 class MoE(nn.Module):
@@ -249,15 +241,15 @@ class MoE(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.router = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.router = Linear(config.n_embd, config.n_expert, bias=False)
         self.gate_up = nn.Parameter(torch.empty(config.n_expert, 2 * config.expert_hidden, config.n_embd))
         self.down = nn.Parameter(torch.empty(config.n_expert, config.n_embd, config.expert_hidden))
         self.shared = MLP(config.n_embd, config.n_shared_expert * config.expert_hidden) if config.n_shared_expert else None
         self.router_loss = None  # of the last training forward, weighted; kept apart from the cross-entropy
 
-    def route(self, tokens):
+    def route(self, tokens, gain=1.0):
         """tokens (N, C) -> router logits and probabilities (N, E), and the top K's weights and experts (N, K)."""
-        logits = self.router(tokens.to(self.router.weight.dtype))  # fp32: rounding must not flip the choice
+        logits = self.router(tokens, gain).to(torch.promote_types(tokens.dtype, torch.float32))
         probability = logits.softmax(dim=-1)
         weight, expert = largest(probability, self.config.n_expert_active)
         if self.config.normalize_expert_weights:
@@ -270,23 +262,29 @@ class MoE(nn.Module):
         balance = self.config.n_expert * (share * probability.mean(dim=0)).sum()
         return self.config.load_balance_loss * balance + self.config.router_z_loss * logits.logsumexp(-1).square().mean()
 
-    def forward(self, x):
+    def forward(self, x, gain=1.0):
         K = self.config.n_expert_active
         tokens = x.flatten(0, -2)                                              # (N, C)
-        logits, probability, weight, expert = self.route(tokens)
-        expert_of_row, order = expert.flatten().short().sort(stable=True)      # (N*K,), by expert; short keys sort faster
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        ends = torch.searchsorted(expert_of_row, torch.arange(self.config.n_expert, dtype=torch.int16, device=x.device),
-                                  right=True, out_int32=True)                  # (E,)
+        logits, probability, weight, expert = self.route(tokens, gain)
+        # Sort the N*K rows by expert. Counting takes fewer kernels than sort(): a row's place is behind all rows of smaller
+        # experts and the earlier rows of its own. The counts run side by side over pieces of 64 rows, then over the pieces.
+        chosen = expert.view(-1, 1) == torch.arange(self.config.n_expert, device=x.device)
+        chosen = F.pad(chosen, (0, 0, 0, -len(chosen) % 64)).unflatten(0, (-1, 64))              # (pieces, 64, E)
+        rank = chosen.cumsum(dim=1, dtype=torch.int32)                         # among its piece's rows of one expert, from 1
+        total = rank[:, -1].cumsum(dim=0, dtype=torch.int32)                   # (pieces, E), so far
+        ends = total[-1].cumsum(dim=0, dtype=torch.int32)                      # (E,)
+        before = ends - total[-1] + total - rank[:, -1] - 1
+        inverse = ((before[:, None] + rank) * chosen).sum(dim=-1).flatten()[:expert.numel()]
+        order = torch.empty_like(inverse)
+        order[inverse] = torch.arange(len(order), device=x.device)
+        token, inverse = order // K, inverse.view(-1, K)                       # a row's token, and a token's K rows
         if self.training:
             self.router_loss = self.balance_losses(logits, probability, ends)
-        ends = ends if x.dtype == torch.bfloat16 else ends.cpu()  # where grouped_linear loops, wait for the GPU once
-        rows = Permute.apply(tokens[:, None].expand(-1, K, -1).flatten(0, 1), order, inverse)
-        gate, up = grouped_linear(rows, self.gate_up, ends).chunk(2, dim=-1)
-        rows = grouped_linear(F.silu(gate) * up, self.down, ends)
-        rows = Permute.apply(rows, inverse, order).unflatten(0, (-1, K))       # (N, K, C)
-        y = (rows * weight[:, :, None].to(x.dtype)).sum(dim=1).view_as(x)
-        return y if self.shared is None else y + self.shared(x)
+        rows = Gather.apply(tokens, token, inverse)
+        gate, up = grouped_linear(rows, (self.gate_up * gain).to(x.dtype), ends).chunk(2, dim=-1)
+        rows = grouped_linear(F.silu(gate) * up, self.down.to(x.dtype), ends) * weight.to(x.dtype).flatten()[order, None]
+        y = Gather.apply(rows, inverse, token).view_as(x)
+        return y if self.shared is None else y + self.shared(x, gain)
 
 
 class Block(nn.Module):
@@ -298,8 +296,8 @@ class Block(nn.Module):
         self.mlp = MoE(config) if config.n_expert else MLP(config.n_embd, config.mlp_hidden)
 
     def forward(self, x):
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.attention(*self.attention_norm(x))
+        return x + self.mlp(*self.mlp_norm(x))
 
 
 class GPT(nn.Module):
@@ -323,19 +321,21 @@ class GPT(nn.Module):
         return self.embedding(idx).to(self.compute_dtype or self.embedding.weight.dtype)
 
     def compile_for_gpu(self):
-        """For speed alone. The blocks share their code, so the first one's compilation serves all; block masks skip work."""
+        """For speed alone. The blocks share their code, so the first one's compilation serves all; block masks skip work; two
+        passes over the logits are faster than one that rescales its sum on the way."""
         torch._dynamo.config.recompile_limit = 256  # a sweep's points share the block's code; eight variants are the default
+        torch._inductor.config.compile_threads = 4  # a process for each core, the default, takes longer to start than it saves
         masked = self.config.attention in ("window", "strided") and self.config.n_embd // self.config.n_head >= 16
         block_mask = flex_mask(self.config, self.head.weight.device) if masked else None
         for block in self.blocks:
             block.attention.block_mask = block_mask
             block.compile(dynamic=False)
-        # Two passes over the logits are faster than one that rescales its sum on the way.
+        self.embed = torch.compile(self.embed, dynamic=False)
         self.read_out_with_loss = torch.compile(self.read_out_with_loss, dynamic=False, options={"online_softmax": False})
 
     def read_out(self, h):
         """Residual stream (B, T, C) -> logits (B, T, vocab_size)."""
-        return self.head(self.norm(h))
+        return self.head(*self.norm(h))
 
     def read_out_with_loss(self, h, targets):
         """Logits to look at and the loss to train on: gradients of both would fill a whole array of zeros for one."""
@@ -395,5 +395,5 @@ class GPT(nn.Module):
 
 def cross_entropy(logits, targets):
     """(B, T) cross-entropy per position in nats, in fp32 or better."""
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)

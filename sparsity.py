@@ -40,9 +40,9 @@ def weight_sparsity(model):
 
 @contextmanager
 def inputs_of(modules):
-    """While open, collects each module's latest input: {module: tensor}."""
+    """While open, collects each module's latest inputs: {module: tuple}."""
     seen = {}
-    handles = [m.register_forward_pre_hook(lambda module, args: seen.__setitem__(module, args[0])) for m in modules]
+    handles = [m.register_forward_pre_hook(lambda module, args: seen.__setitem__(module, args)) for m in modules]
     try:
         yield seen
     finally:
@@ -64,7 +64,7 @@ def attended_keys(model, idx):
         with inputs_of(attentions) as inputs:
             model(rows)
         for layer, attention in enumerate(attentions):
-            effective = torch.special.entr(attention.weights(inputs[attention])).sum(dim=-1).exp()  # (B, H, T)
+            effective = torch.special.entr(attention.weights(*inputs[attention])).sum(dim=-1).exp()  # (B, H, T)
             keys[layer] += effective.double().mean(dim=-1).sum(dim=0).cpu() / len(idx)
             share[layer] += (effective / available).double().mean(dim=-1).sum(dim=0).cpu() / len(idx)
     return {"keys": keys, "share": share}
@@ -81,7 +81,8 @@ def expert_use(model, idx):
         with inputs_of(experts) as inputs:
             model(rows)
         for layer, moe in enumerate(experts):
-            chosen = moe.route(inputs[moe].flatten(0, -2))[-1].flatten()
+            x, gain = inputs[moe]
+            chosen = moe.route(x.flatten(0, -2), gain)[-1].flatten()
             counts[layer] += chosen.bincount(minlength=model.config.n_expert).double().cpu()
     return counts / counts.sum(dim=1, keepdim=True)
 

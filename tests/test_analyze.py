@@ -22,7 +22,7 @@ def build(n_layer=LAYERS, **options):
     toggle = {**options, **({"expert_hidden": 8} if "n_expert" in options else {})}
     model = GPT(GPTConfig(block_size=LENGTH, vocab_size=11, n_layer=n_layer, n_head=4, n_embd=WIDTH, mlp_hidden=16, **toggle)).double()
     for parameter in model.parameters():
-        parameter.data.mul_(12 if parameter.dim() > 1 else 1)
+        parameter.data.mul_(12) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
     return model.eval()
 
 
@@ -38,7 +38,7 @@ def loss_through(model, functions, idx, targets):
         h = model.embedding.weight[row][None]
         for function in functions:
             h = function(h)
-        logits = model.head(model.norm(h))[0]
+        logits = model.head(*model.norm(h))[0]
         total += sum(-logits[t].log_softmax(0)[wanted[t]].item() for t in range(LENGTH))
     return total / idx.numel()
 
@@ -185,7 +185,7 @@ def test_variance_similarity_and_lens(toggle):
                 assert distance[a, b].item() == pytest.approx(np.mean(angles), abs=1e-6)
                 if b == a + 1:
                     assert influence[a].item() == pytest.approx(1 - np.mean(cosines), abs=1e-6)
-            early, final = (torch.distributions.Categorical(logits=model.head(model.norm(h))) for h in (stack[a], stack[-1]))
+            early, final = (torch.distributions.Categorical(logits=model.head(*model.norm(h))) for h in (stack[a], stack[-1]))
             assert lens[a].item() == pytest.approx(torch.distributions.kl_divergence(early, final).mean().item(), abs=1e-6)
     assert torch.equal(analyze.block_influence(model, idx), influence) and lens[-1] == 0
 

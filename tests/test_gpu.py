@@ -27,7 +27,7 @@ def gradients(options, compiled, dtype):
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SHAPE, **options})).cuda()
     for parameter in model.parameters():
-        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+        parameter.data.mul_(3) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
     model.compute_dtype = dtype
     if compiled:
         model.compile_for_gpu()
@@ -80,7 +80,7 @@ def test_interventions_on_compiled_blocks_agree_with_plain_ones(name):
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SHAPE, **ON_GPU[name]})).cuda().eval()
     for parameter in model.parameters():
-        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+        parameter.data.mul_(3) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
     idx = torch.randint(512, (4, 256), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
     fast = analyze.with_compiled_blocks(model)
     assert (fast is model) == (name == "moe") and not any(isinstance(block, torch._dynamo.OptimizedModule) for block in model.blocks)

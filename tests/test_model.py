@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import (ATTENTION_PATTERNS, GPT, CausalSelfAttention, GPTConfig, MoE, Permute, RMSNorm, cross_entropy, grouped_linear,
+from model import (ATTENTION_PATTERNS, GPT, CausalSelfAttention, GPTConfig, Gather, MoE, RMSNorm, cross_entropy, grouped_linear,
                    rotate, visible)
 
 SMALL = dict(block_size=12, vocab_size=20, n_layer=2, n_head=4, n_embd=16, mlp_hidden=32)
@@ -28,9 +28,9 @@ each_toggle = pytest.mark.parametrize("toggle", TOGGLES.values(), ids=TOGGLES.ke
 def build(seed=0, large_weights=False, **options):
     torch.manual_seed(seed)
     model = GPT(GPTConfig(**{**SMALL, **options}))
-    if large_weights:  # as after training: scores far apart, routers decided
+    if large_weights:  # as after training: scores far apart, routers decided, norms' weights no longer 1
         for parameter in model.parameters():
-            parameter.data.mul_(10 if parameter.dim() > 1 else 1)
+            parameter.data.mul_(10) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
     return model
 
 
@@ -163,14 +163,22 @@ def test_grouped_linear_takes_uneven_and_empty_groups():
     rows, weight = torch.randn(7, 8), torch.randn(4, 12, 8)
     ends = torch.tensor([3, 3, 4, 7], dtype=torch.int32)
     expert = [0, 0, 0, 2, 3, 3, 3]
+    weight.requires_grad_()
     reference = torch.stack([weight[e] @ row for e, row in zip(expert, rows)])
-    assert torch.allclose(grouped_linear(rows, weight, ends), reference, atol=1e-5)
+    ours = grouped_linear(rows, weight, ends)
+    assert torch.allclose(ours, reference, atol=1e-5)
+    gradient, by_hand = (torch.autograd.grad(y.square().sum(), weight)[0] for y in (ours, reference))
+    assert torch.allclose(gradient, by_hand, atol=1e-4)
 
 
-def test_permute_passes_gradcheck():
-    order = torch.tensor([2, 0, 3, 1])
-    rows = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda rows: Permute.apply(rows, order, order.argsort()), rows)
+def test_gather_passes_gradcheck_both_ways():
+    """Three tokens of two rows each, in the order 3 0 4 1 5 2: row i belongs to token order[i] // 2."""
+    order = torch.tensor([3, 0, 4, 1, 5, 2])
+    token, rows_of_token = order // 2, order.argsort().view(3, 2)
+    for index, back, n_rows in ((token, rows_of_token, 3), (rows_of_token, token, 6)):
+        rows = torch.randn(n_rows, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda rows: Gather.apply(rows, index, back), rows)
+        assert torch.autograd.gradgradcheck(lambda rows: Gather.apply(rows, index, back), rows)
 
 
 def test_router_losses_stand_apart_from_the_cross_entropy():
@@ -201,11 +209,16 @@ def test_load_balance_is_one_when_even_and_E_over_K_when_collapsed():
 
 # The whole model --------------------------------------------------------------------------------------------
 
-def test_plain_model_is_the_pre_ln_transformer_bit_for_bit():
-    """Everything off: the same bits as a Pre-LN block written out by hand from the same weights."""
-    model = build()
-    idx = tokens()
+def test_plain_model_is_the_pre_ln_transformer():
+    """Everything off: the same bits as Pre-LN blocks written out by hand from the same weights, while the norms' weights are
+    1; with others, the same numbers, as the model multiplies them with the matrix that follows."""
+    model, idx = build(), tokens()
+    assert torch.equal(model(idx)[0], pre_ln_logits(model, idx))
+    model = build(large_weights=True).double()
+    assert torch.allclose(model(idx)[0], pre_ln_logits(model, idx), atol=1e-12)
 
+
+def pre_ln_logits(model, idx):
     def norm(x, weight):
         return F.rms_norm(x, (16,), weight, 1e-6)
 
@@ -217,7 +230,7 @@ def test_plain_model_is_the_pre_ln_transformer_bit_for_bit():
         h = h + F.linear(a, block.attention.output.weight)
         gate, up = F.linear(norm(h, block.mlp_norm.weight), block.mlp.gate_up.weight).split(32, -1)
         h = h + F.linear(F.silu(gate) * up, block.mlp.down.weight)
-    assert torch.equal(model(idx)[0], F.linear(norm(h, model.norm.weight), model.head.weight))
+    return F.linear(norm(h, model.norm.weight), model.head.weight)
 
 
 def test_masks_that_hide_nothing_change_nothing():
@@ -304,8 +317,10 @@ def test_layer_norm_scaling_divides_each_norm_by_the_root_of_its_layer():
     model, x = build(layer_norm_scaling=True), torch.randn(2, 3, 16)
     for layer, block in enumerate(model.blocks, start=1):
         for norm in (block.attention_norm, block.mlp_norm):
-            assert torch.allclose(norm(x), RMSNorm(16)(x) / math.sqrt(layer))
-    assert torch.equal(model.norm(x), RMSNorm(16)(x))
+            norm.weight.data.uniform_(0.5, 1.5)
+            (normalized, gain), rms = norm(x), x.square().mean(dim=-1, keepdim=True).sqrt()
+            assert torch.allclose(normalized * gain, x / rms * norm.weight / math.sqrt(layer), atol=1e-5)
+    assert torch.equal(model.norm(x)[1], torch.ones(16))
 
 
 def test_bf16_stream_keeps_fp32_weights_and_cross_entropy():

@@ -50,7 +50,7 @@ def test_attended_keys_against_a_loop(toggle, monkeypatch):
     with torch.no_grad():
         h = model.embed(idx)
         for layer, block in enumerate(model.blocks):
-            weights = block.attention.weights(block.attention_norm(h))
+            weights = block.attention.weights(*block.attention_norm(h))
             for head in range(4):
                 effective = [[math.exp(-sum(w * math.log(w) for w in weights[b, head, q].tolist() if w > 0)) for q in range(12)] for b in range(3)]
                 assert attended["keys"][layer, head].item() == pytest.approx(sum(map(sum, effective)) / 36, rel=1e-4)
@@ -67,6 +67,15 @@ def test_expert_use_and_balance():
     use = sparsity.expert_use(model, tokens())
     assert use.shape == (2, 4) and torch.allclose(use.sum(1), torch.ones(2, dtype=torch.float64))
     assert sorted(use[0].tolist()) == [0, 0, 0.5, 0.5]
+    trained = build(large_weights=True, n_expert=4, n_expert_active=2, expert_hidden=16).eval()
+    with torch.no_grad():
+        h = trained.embed(tokens())
+        for block, share in zip(trained.blocks, sparsity.expert_use(trained, tokens())):
+            x = h + block.attention(*block.attention_norm(h))
+            normed = x / x.square().mean(dim=-1, keepdim=True).sqrt() * block.mlp_norm.weight
+            best = [sorted(range(4), key=lambda e: -float(block.mlp.router.weight[e] @ token))[:2] for token in normed.view(-1, 16)]
+            assert share.tolist() == pytest.approx([sum(e in pair for pair in best) / (2 * len(best)) for e in range(4)])
+            h = block(h)
     result = sparsity.densities(model, tokens())
     assert result["expert_balance"][0] == pytest.approx(0.5) and result["expert"] == 0.5
     assert result["key_value"] == 1 and sparsity.densities(build(n_kv_head=1), tokens())["key_value"] == 0.25

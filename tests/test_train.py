@@ -217,8 +217,8 @@ def test_variance_while_training_is_the_papers():
         x = model.embedding.weight[idx]
         stream = [x]
         for layer, block in enumerate(model.blocks):
-            a = block.attention(block.attention_norm(x))
-            m = block.mlp(block.mlp_norm(x + a))
+            a = block.attention(*block.attention_norm(x))
+            m = block.mlp(*block.mlp_norm(x + a))
             for kind, value in (("attention", a), ("mlp", m)):
                 by_hand = np.mean([np.var(token, ddof=1) for token in value.reshape(-1, 16).numpy()])
                 assert variance[kind][layer].item() == pytest.approx(by_hand)
