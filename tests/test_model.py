@@ -181,6 +181,17 @@ def test_gather_passes_gradcheck_both_ways():
         assert torch.autograd.gradgradcheck(lambda rows: Gather.apply(rows, index, back), rows)
 
 
+def test_a_bf16_router_rarely_chooses_other_experts_than_fp32():
+    torch.manual_seed(0)
+    moe = MoE(GPTConfig(n_embd=256, n_expert=16))
+    torch.nn.init.normal_(moe.router.weight, std=0.02)
+    tokens, gain = F.rms_norm(torch.randn(2**14, 256), (256,)), torch.rand(256) + 0.5
+    chosen = [moe.route(x, gain)[-1].sort().values for x in (tokens, tokens.bfloat16())]
+    elsewhere = (chosen[0] != chosen[1]).any(dim=-1).float().mean().item()
+    assert 0 < elsewhere < 0.01
+    assert moe.route(tokens.bfloat16(), gain)[1].dtype == torch.float32  # probabilities and losses stay in fp32
+
+
 def test_router_losses_stand_apart_from_the_cross_entropy():
     model = build(**TOGGLES["moe"], load_balance_loss=3.0, router_z_loss=0.5)
     idx = tokens()
