@@ -457,7 +457,7 @@ LINES = {  # figure: [(title, x label, y label, first x, logarithmic, curve of a
 
 def point_styles(points):
     """One colour (dark to light, so that greyscale keeps the order) and one marker for each point; a depth has its own in all figures."""
-    ranks = [round(2 * math.log2(int(point[8:]))) - 2 for point in points if re.fullmatch(r"n_layer=\d+", point)]
+    ranks = [round(2 * math.log2(int(point.removeprefix("n_layer=")))) - 2 for point in points if re.fullmatch(r"n_layer=\d+", point)]
     ranks, top = (ranks, 8) if len(set(ranks)) == len(points) else (range(len(points)), max(1, len(points) - 1))  # or depths too close to tell
     return {point: dict(color=plt.get_cmap("viridis")(0.85 * rank / top), marker=MARKERS[rank % len(MARKERS)]) for point, rank in zip(points, ranks)}
 

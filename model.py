@@ -117,8 +117,8 @@ def flex_mask(config, device):
 
 class Linear(nn.Linear):
     """In the dtype of its input: fp32 master weights serve a bf16 residual stream. gain (C_in,): of the norm before."""
-    def forward(self, x, gain=1.0):
-        return F.linear(x, (self.weight * gain).to(x.dtype))
+    def forward(self, x, gain=None):
+        return F.linear(x, (self.weight if gain is None else self.weight * gain).to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -231,8 +231,9 @@ def largest(values, n):
     left, position, found, places = values.detach(), torch.arange(values.shape[-1], device=values.device), [], []
     for _ in range(n):
         places.append(left.argmax(dim=-1, keepdim=True))
-        found.append((values * (position == places[-1])).sum(dim=-1, keepdim=True))
-        left = left.masked_fill(position == places[-1], float("-inf"))
+        here = position == places[-1]
+        found.append((values * here).sum(dim=-1, keepdim=True))
+        left = left.masked_fill(here, float("-inf"))
     return torch.cat(found, dim=-1), torch.cat(places, dim=-1)
 
 
@@ -252,8 +253,7 @@ class MoE(nn.Module):
         logits = self.router(tokens, gain).to(torch.promote_types(tokens.dtype, torch.float32))
         probability = logits.softmax(dim=-1)
         weight, expert = largest(probability, self.config.n_expert_active)
-        if self.config.normalize_expert_weights:
-            weight = weight / weight.sum(dim=-1, keepdim=True)
+        weight = weight / weight.sum(dim=-1, keepdim=True) if self.config.normalize_expert_weights else weight
         return logits, probability, weight, expert
 
     def balance_losses(self, logits, probability, ends):
@@ -263,8 +263,7 @@ class MoE(nn.Module):
         return self.config.load_balance_loss * balance + self.config.router_z_loss * logits.logsumexp(-1).square().mean()
 
     def forward(self, x, gain=1.0):
-        K = self.config.n_expert_active
-        tokens = x.flatten(0, -2)                                              # (N, C)
+        K, tokens = self.config.n_expert_active, x.flatten(0, -2)              # (N, C)
         logits, probability, weight, expert = self.route(tokens, gain)
         # Sort the N*K rows by expert. Counting takes fewer kernels than sort(): a row's place is behind all rows of smaller
         # experts and the earlier rows of its own. The counts run side by side over pieces of 64 rows, then over the pieces.
@@ -280,9 +279,11 @@ class MoE(nn.Module):
         token, inverse = order // K, inverse.view(-1, K)                       # a row's token, and a token's K rows
         if self.training:
             self.router_loss = self.balance_losses(logits, probability, ends)
+        ends = ends if x.dtype == torch.bfloat16 else ends.cpu()  # where grouped_linear loops, wait for the GPU once
         rows = Gather.apply(tokens, token, inverse)
         gate, up = grouped_linear(rows, (self.gate_up * gain).to(x.dtype), ends).chunk(2, dim=-1)
-        rows = grouped_linear(F.silu(gate) * up, self.down.to(x.dtype), ends) * weight.to(x.dtype).flatten()[order, None]
+        weight = Gather.apply(weight.to(x.dtype).flatten(), order, inverse.flatten())             # (N*K,), a row's
+        rows = grouped_linear(F.silu(gate) * up, self.down.to(x.dtype), ends) * weight[:, None]
         y = Gather.apply(rows, inverse, token).view_as(x)
         return y if self.shared is None else y + self.shared(x, gain)
 
@@ -321,8 +322,7 @@ class GPT(nn.Module):
         return self.embedding(idx).to(self.compute_dtype or self.embedding.weight.dtype)
 
     def compile_for_gpu(self):
-        """For speed alone. The blocks share their code, so the first one's compilation serves all; block masks skip work; two
-        passes over the logits are faster than one that rescales its sum on the way."""
+        """For speed alone. One compilation serves all blocks; block masks skip work; two passes over logits beat one that rescales its sum."""
         torch._dynamo.config.recompile_limit = 256  # a sweep's points share the block's code; eight variants are the default
         torch._inductor.config.compile_threads = 4  # a process for each core, the default, takes longer to start than it saves
         masked = self.config.attention in ("window", "strided") and self.config.n_embd // self.config.n_head >= 16

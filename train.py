@@ -112,8 +112,6 @@ def build_training(model_config, config):
     torch.manual_seed(config.seed)
     model = GPT(model_config).to(device)
     model.compute_dtype = dtype
-    if dtype == torch.bfloat16:  # then only the routers work in fp32, and 11 bits serve inputs of 8
-        torch.set_float32_matmul_precision("high")
     if compiled:
         model.compile_for_gpu()
     on_gpu = device.type == "cuda"  # there the learning rate is a tensor, which a recorded step can read

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import analyze
 from analyze import pair_mean
 from model import GPT, GPTConfig
-from test_model import each_toggle
+from test_model import as_if_trained, each_toggle
 
 LAYERS, WIDTH, LENGTH = 4, 8, 6
 
@@ -21,8 +21,7 @@ def build(n_layer=LAYERS, **options):
     torch.manual_seed(0)
     toggle = {**options, **({"expert_hidden": 8} if "n_expert" in options else {})}
     model = GPT(GPTConfig(block_size=LENGTH, vocab_size=11, n_layer=n_layer, n_head=4, n_embd=WIDTH, mlp_hidden=16, **toggle)).double()
-    for parameter in model.parameters():
-        parameter.data.mul_(12) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
+    as_if_trained(model, 12)
     return model.eval()
 
 

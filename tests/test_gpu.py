@@ -8,7 +8,7 @@ import torch
 import analyze
 from configs.read import TrainConfig
 from model import GPT, GPTConfig, flex_mask
-from test_model import TOGGLES
+from test_model import TOGGLES, as_if_trained
 from train import build_training, evaluate, make_update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -26,8 +26,7 @@ def full_precision():
 def gradients(options, compiled, dtype):
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SHAPE, **options})).cuda()
-    for parameter in model.parameters():
-        parameter.data.mul_(3) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
+    as_if_trained(model, 3)
     model.compute_dtype = dtype
     if compiled:
         model.compile_for_gpu()
@@ -79,8 +78,7 @@ def test_interventions_on_compiled_blocks_agree_with_plain_ones(name):
     """As score_run uses them, though in full fp32; the given model runs no compiled code, or its hooks would be deaf."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SHAPE, **ON_GPU[name]})).cuda().eval()
-    for parameter in model.parameters():
-        parameter.data.mul_(3) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
+    as_if_trained(model, 3)
     idx = torch.randint(512, (4, 256), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
     fast = analyze.with_compiled_blocks(model)
     assert (fast is model) == (name == "moe") and not any(isinstance(block, torch._dynamo.OptimizedModule) for block in model.blocks)

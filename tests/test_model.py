@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import (ATTENTION_PATTERNS, GPT, CausalSelfAttention, GPTConfig, Gather, MoE, RMSNorm, cross_entropy, grouped_linear,
+from model import (ATTENTION_PATTERNS, GPT, CausalSelfAttention, GPTConfig, Gather, MoE, cross_entropy, grouped_linear,
                    rotate, visible)
 
 SMALL = dict(block_size=12, vocab_size=20, n_layer=2, n_head=4, n_embd=16, mlp_hidden=32)
@@ -28,10 +28,15 @@ each_toggle = pytest.mark.parametrize("toggle", TOGGLES.values(), ids=TOGGLES.ke
 def build(seed=0, large_weights=False, **options):
     torch.manual_seed(seed)
     model = GPT(GPTConfig(**{**SMALL, **options}))
-    if large_weights:  # as after training: scores far apart, routers decided, norms' weights no longer 1
-        for parameter in model.parameters():
-            parameter.data.mul_(10) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
+    if large_weights:
+        as_if_trained(model, 10)
     return model
+
+
+def as_if_trained(model, factor):
+    """Matrices times factor: scores far apart, routers decided; and norms' weights no longer 1."""
+    for parameter in model.parameters():
+        parameter.data.mul_(factor) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
 
 
 def tokens(B=3, T=12, seed=1):
