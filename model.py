@@ -256,10 +256,9 @@ class MoE(nn.Module):
         weight = weight / weight.sum(dim=-1, keepdim=True) if self.config.normalize_expert_weights else weight
         return logits, probability, weight, expert
 
-    def balance_losses(self, logits, probability, ends):
-        """Switch's load balance E * sum_e share_e * mean probability_e (1 when even), and mean logsumexp squared."""
-        share = ends.diff(prepend=ends.new_zeros(1)) / ends[-1]
-        balance = self.config.n_expert * (share * probability.mean(dim=0)).sum()
+    def balance_losses(self, logits, probability, count):
+        """Switch's load balance E * sum_e share_e * mean probability_e (1 when even), and mean logsumexp squared. count (E,): rows."""
+        balance = self.config.n_expert * (count / count.sum() * probability.mean(dim=0)).sum()
         return self.config.load_balance_loss * balance + self.config.router_z_loss * logits.logsumexp(-1).square().mean()
 
     def forward(self, x, gain=1.0):
@@ -271,14 +270,15 @@ class MoE(nn.Module):
         chosen = F.pad(chosen, (0, 0, 0, -len(chosen) % 64)).unflatten(0, (-1, 64))              # (pieces, 64, E)
         rank = chosen.cumsum(dim=1, dtype=torch.int32)                         # among its piece's rows of one expert, from 1
         total = rank[:, -1].cumsum(dim=0, dtype=torch.int32)                   # (pieces, E), so far
-        ends = total[-1].cumsum(dim=0, dtype=torch.int32)                      # (E,)
-        before = ends - total[-1] + total - rank[:, -1] - 1
+        count = total[-1]                                                      # (E,)
+        ends = count.cumsum(dim=0, dtype=torch.int32)
+        before = ends - count + total - rank[:, -1] - 1
         inverse = ((before[:, None] + rank) * chosen).sum(dim=-1).flatten()[:expert.numel()]
         order = torch.empty_like(inverse)
         order[inverse] = torch.arange(len(order), device=x.device)
         token, inverse = order // K, inverse.view(-1, K)                       # a row's token, and a token's K rows
         if self.training:
-            self.router_loss = self.balance_losses(logits, probability, ends)
+            self.router_loss = self.balance_losses(logits, probability, count)
         ends = ends if x.dtype == torch.bfloat16 else ends.cpu()  # where grouped_linear loops, wait for the GPU once
         rows = Gather.apply(tokens, token, inverse)
         gate, up = grouped_linear(rows, (self.gate_up * gain).to(x.dtype), ends).chunk(2, dim=-1)
@@ -324,7 +324,6 @@ class GPT(nn.Module):
     def compile_for_gpu(self):
         """For speed alone. One compilation serves all blocks; block masks skip work; two passes over logits beat one that rescales its sum."""
         torch._dynamo.config.recompile_limit = 256  # a sweep's points share the block's code; eight variants are the default
-        torch._inductor.config.compile_threads = 4  # a process for each core, the default, takes longer to start than it saves
         masked = self.config.attention in ("window", "strided") and self.config.n_embd // self.config.n_head >= 16
         block_mask = flex_mask(self.config, self.head.weight.device) if masked else None
         for block in self.blocks:

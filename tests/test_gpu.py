@@ -48,6 +48,20 @@ def test_compiled_bf16_gradients_follow_eager_fp32(name):
         assert (ours - plain).norm() <= (0.2 if moe else 0.05) * plain.norm() + 1e-12
 
 
+@pytest.mark.parametrize("name", ["plain", "window", "strided"])
+def test_a_compiled_model_takes_other_context_lengths(name):
+    """A block mask is made for one length; the others go another way, whichever comes first."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**SHAPE, **ON_GPU[name]})).cuda()
+    as_if_trained(model, 3)
+    idx = torch.randint(512, (2, 256), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    with torch.no_grad():
+        plain = {T: model(idx[:, :T])[0] for T in (100, 256, 130)}
+        model.compile_for_gpu()
+        for T, logits in plain.items():
+            assert torch.allclose(model(idx[:, :T])[0], logits, atol=1e-3 * logits.abs().max())
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("name", ["plain", "gqa", "window", "moe", "layer_norm_scaling"])
 def test_recorded_steps_follow_plain_fp32_ones(name, accumulation):
