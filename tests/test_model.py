@@ -382,7 +382,8 @@ def compiler():
 
 @pytest.mark.parametrize("options", [dict(), dict(n_kv_head=1, attention="strided", stride=3, layer_norm_scaling=True)], ids=["plain", "toggled"])
 def test_the_compiled_path_equals_the_plain_one(options, monkeypatch, compiler):
-    """Loss and every gradient, on the CPU and in fp32, where both exist; FlexAttention has no backward there."""
+    """Loss and every gradient, on the CPU and in fp32, where both exist. Not FlexAttention: it has no backward there, and
+    compiled with the projection it takes wrong values, as they are views of one tensor (pytorch issue 157612)."""
     monkeypatch.setattr("model.flex_mask", lambda *_: None)
     results = []
     for compiled in (False, True):
