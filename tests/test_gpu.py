@@ -23,14 +23,22 @@ def full_precision():
     torch.set_float32_matmul_precision("highest")
 
 
-def gradients(options, compiled, dtype):
+def build(name):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**{**SHAPE, **options})).cuda()
+    model = GPT(GPTConfig(**{**SHAPE, **ON_GPU[name]})).cuda()
     as_if_trained(model, 3)
+    return model
+
+
+def random_tokens(B, T):
+    return torch.randint(512, (B, T), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+
+
+def gradients(name, compiled, dtype):
+    model, idx = build(name), random_tokens(4, 257)
     model.compute_dtype = dtype
     if compiled:
         model.compile_for_gpu()
-    idx = torch.randint(512, (4, 257), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
     _, loss = model(idx[:, :-1], idx[:, 1:])
     (loss + model.router_loss()).backward()
     return loss.item(), [p.grad.double() for p in model.parameters()]
@@ -39,9 +47,9 @@ def gradients(options, compiled, dtype):
 @pytest.mark.parametrize("name", ON_GPU)
 def test_compiled_bf16_gradients_follow_eager_fp32(name):
     if name == "topk":  # rounding changes which keys are chosen, so only the compilation is checked
-        (loss, compiled), (reference, eager) = (gradients(ON_GPU[name], c, torch.float32) for c in (True, False))
+        (loss, compiled), (reference, eager) = (gradients(name, c, torch.float32) for c in (True, False))
     else:
-        (loss, compiled), (reference, eager) = gradients(ON_GPU[name], True, torch.bfloat16), gradients(ON_GPU[name], False, torch.float32)
+        (loss, compiled), (reference, eager) = gradients(name, True, torch.bfloat16), gradients(name, False, torch.float32)
     assert loss == pytest.approx(reference, rel=3e-3)
     moe = "n_expert" in ON_GPU[name]  # rounding sends a few tokens to other experts
     for ours, plain in zip(compiled, eager):
@@ -51,10 +59,7 @@ def test_compiled_bf16_gradients_follow_eager_fp32(name):
 @pytest.mark.parametrize("name", ["plain", "window", "strided"])
 def test_a_compiled_model_takes_other_context_lengths(name):
     """A block mask is made for one length; the others go another way, whichever comes first."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(**{**SHAPE, **ON_GPU[name]})).cuda()
-    as_if_trained(model, 3)
-    idx = torch.randint(512, (2, 256), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    model, idx = build(name), random_tokens(2, 256)
     with torch.no_grad():
         plain = {T: model(idx[:, :T])[0] for T in (100, 256, 130)}
         model.compile_for_gpu()
@@ -90,10 +95,7 @@ def test_block_masks_skip_work(options):
 @pytest.mark.parametrize("name", ["plain", "gqa", "window", "strided", "topk", "layer_norm_scaling", "moe"])
 def test_interventions_on_compiled_blocks_agree_with_plain_ones(name):
     """As score_run uses them, though in full fp32; the given model runs no compiled code, or its hooks would be deaf."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(**{**SHAPE, **ON_GPU[name]})).cuda().eval()
-    as_if_trained(model, 3)
-    idx = torch.randint(512, (4, 256), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    model, idx = build(name).eval(), random_tokens(4, 256)
     fast = analyze.with_compiled_blocks(model)
     assert (fast is model) == (name == "moe") and not any(isinstance(block, torch._dynamo.OptimizedModule) for block in model.blocks)
     for score in (lambda m: analyze.permutation_matrix(m, idx, idx), lambda m: analyze.causal_matrix(m, idx),
