@@ -18,19 +18,23 @@ import re
 import statistics
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils._triton import has_triton
 from tqdm import tqdm
 
-from configs.read import OPTIONS, WHERE_NOT_WHAT, TrainConfig, build_configs, load_points, parse_override
-from data.prepare import BadInput, or_one_sentence
+from configs.read import OPTIONS, TrainConfig, load_points, parse_override
+from data.files import BadInput, or_one_sentence, replacing, write_json
 from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
 from model import GPT, GPTConfig, cross_entropy
+from results.runs import finished, load_checkpoint, load_run, read_log  # noqa: F401
+
+fast = None
 
 
 # Measuring while training -------------------------------------------------------------------------------------
@@ -83,6 +87,13 @@ def evaluate(model, tokens, config):
 
 # One run ------------------------------------------------------------------------------------------------------
 
+class Hardware(NamedTuple):
+    device: torch.device
+    dtype: torch.dtype
+    compiled: bool
+    note: str
+
+
 def choose_hardware(config):
     """-> device, dtype, whether to compile, and one line on what this GPU cannot do (empty: nothing)."""
     name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -95,7 +106,7 @@ def choose_hardware(config):
     dtype = {"auto": torch.bfloat16 if real_bf16 else torch.float32}.get(config.dtype) or getattr(torch, config.dtype)
     lacking = [what for what, has in (("bfloat16", real_bf16), ("Triton", has_triton())) if on_gpu and not has]
     note = f"this GPU has no {' and no '.join(lacking)}: training works, only slower" if lacking else ""
-    return device, dtype, config.compile and on_gpu and has_triton(), note
+    return Hardware(device, dtype, config.compile and on_gpu and has_triton(), note)
 
 
 def learning_rate_at(step, config):
@@ -108,12 +119,10 @@ def learning_rate_at(step, config):
 
 def build_training(model_config, config):
     """The model on its device and its optimizer, seeded."""
-    device, dtype, compiled, _ = choose_hardware(config)
+    device, dtype, _, _ = choose_hardware(config)
     torch.manual_seed(config.seed)
     model = GPT(model_config).to(device)
     model.compute_dtype = dtype
-    if compiled:
-        model.compile_for_gpu()
     on_gpu = device.type == "cuda"  # there the learning rate is a tensor, which a recorded step can read
     optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), betas=(0.9, 0.95), eps=1e-8, fused=True,
                                   capturable=on_gpu, lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate)
@@ -131,7 +140,7 @@ def make_update(model, optimizer, tokens, config):
         loss = torch.zeros((), device=device)
         for batch in rows.chunk(config.gradient_accumulation_steps):
             _, batch_loss = model(batch[:, :-1], batch[:, 1:])
-            ((batch_loss + model.router_loss()) / config.gradient_accumulation_steps).backward()
+            ((batch_loss + model.take_router_loss()) / config.gradient_accumulation_steps).backward()
             loss += batch_loss.detach() / config.gradient_accumulation_steps
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         # Clipping: fused AdamW divides by grad_scale as it reads the gradients, which saves a pass over them.
@@ -226,55 +235,6 @@ def peak_memory(device):
         return math.nan
     import resource  # which Windows lacks
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
-
-
-@contextmanager
-def replacing(path):
-    """A temporary name to write to, which then takes path's place: the file is there whole or as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    os.replace(temporary, path)
-
-
-def write_json(path, content):
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def load_checkpoint(folder, map_location):
-    try:
-        return torch.load(folder / "ckpt.pt", map_location=map_location, weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise BadInput(f"{folder / 'ckpt.pt'} cannot be read ({type(error).__name__}): delete {folder} to train it again") from None
-
-
-def load_run(folder, device="cpu"):
-    """A trained model, fp32 and in eval mode, with its TrainConfig. Raises BadInput."""
-    folder = Path(folder)
-    try:
-        options = json.loads((folder / "config.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        raise BadInput(f"{folder} is not a run folder: it has no readable config.json") from None
-    model_config, config = build_configs({k: v for k, v in options.items() if k in OPTIONS}, folder / "config.json")
-    model = GPT(model_config).to(device)
-    model.load_state_dict(load_checkpoint(folder, device)["model"])
-    return model.eval(), config
-
-
-def read_log(folder):
-    """The lines of log.jsonl, without a last one that a kill cut short."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().split("\n")[:-1]]
-
-
-def finished(folder, identity):
-    """Is this very run done? Raises BadInput where the folder holds another one's work."""
-    if not (folder / "config.json").exists():
-        return False
-    was = json.loads((folder / "config.json").read_text())
-    changed = [f"{k} was {was.get(k)}, now {v}" for k, v in identity.items() if k not in WHERE_NOT_WHAT and was.get(k) != v]
-    if changed:
-        raise BadInput(f"{folder} holds a run of another config ({'; '.join(changed)}): delete it, or set --out_dir")
-    return (folder / "summary.json").exists()
 
 
 def train(folder, model_config, config, bar_position=0):

@@ -8,7 +8,7 @@ import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from data.prepare import BadInput
+from data.files import BadInput
 from data.read import load_meta
 from model import GPTConfig, refuse
 

@@ -30,28 +30,15 @@ import numpy as np
 import tiktoken
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data.files import BadInput, or_one_sentence  # noqa: E402
+
 BYTE_VOCAB, GPT2_VOCAB = 257, 50257
 BOOKS_URL = ("https://github.com/mlschmitt/classic-books-markdown/archive/"
              "944882722e9a96fa6cf2739dc2ea757e101f412f.tar.gz")
 FINEWEB_URL = "https://huggingface.co/datasets/karpathy/fineweb-edu-100B-gpt2-token-shards/resolve/main/"
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_BYTES = 20240520, 1, 1024
 CONTEXT_WORDS, CONTINUATION_WORDS, MAX_CHOICES = 32, 8, 2000
-
-
-class BadInput(Exception):
-    """One sentence for the person at the keyboard: what is wrong and what to do."""
-
-
-def or_one_sentence(function, *arguments):
-    """function(*arguments); bad input ends in one sentence on standard error and exit code 2, not in a traceback."""
-    try:
-        return function(*arguments)
-    except BadInput as error:
-        sentence = error
-    except OSError as error:
-        sentence = f"{error.filename}: {error.strerror}"
-    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 # Tokens -------------------------------------------------------------------------------------------------------

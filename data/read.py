@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.prepare import BadInput
+from data.files import BadInput
 
 DATA = Path(__file__).parent
 
