@@ -1,0 +1,413 @@
+"""What the experiments are asked: the numbers a run is judged by, the paper's claims, and the rule
+that decides them.
+
+A claim says how a metric moves along a swept option. One effect is computed for each seed that
+every point has; its 95 % Student-t interval over seeds decides. Wholly on the predicted side of
+zero it is `supported`, wholly on the other `opposed`; anything else, and any single seed, is
+`undecided`. The effect depends on the claim's shape:
+
+  rises, falls        least-squares slope of the metric (of its logarithm, if in LOG_METRICS) over
+                      the points' rank
+  negative            the metric itself, at the last point
+  last lowest,        the smaller of the last point's gains over the first two
+  last highest
+  no worse            relative change from the first point to the last; supported when its interval
+                      lies below MARGIN, opposed when above
+  lowest inside,      for each inner point, the smaller of its gains over both ends; supported when
+  highest inside      the best point's interval, widened for the number of inner points
+                      (Bonferroni), lies above zero, opposed when an end beats every inner point so
+
+Where a sweep crosses the option with the learning rate, each value's best rate, by mean
+perplexity, speaks for it. The rule was fixed before the runs in results/ were trained; the
+sentence on rates was added when some perplexities of the learning-rate control had been seen, and
+none of its claims could be judged yet. A claim with a plus repeats the usefulness claim before it
+with N_eff / L, as a threshold of 10 % passes one block or none of small models, whatever is swept;
+those of C4 and C5 were added when two seeds of theirs had been seen.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from configs.read import WHERE_NOT_WHAT
+from model import GPTConfig, mask_density
+
+LEVEL = 0.95  # of every interval
+MARGIN = 0.01  # a perplexity higher by less than 1 % is no worse
+SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
+
+
+# Intervals ---------------------------------------------------------------------------------------
+
+
+@lru_cache
+def student_t(level, df):
+    """Half-width of a `level` interval in standard errors. With t = sqrt(df) tan(angle), the
+    density of the angle is proportional to cos(angle)^(df - 1)."""
+    angle = np.linspace(0, math.pi / 2, 200001)
+    mass = np.cumsum(np.cos(angle) ** (df - 1))
+    return math.sqrt(df) * math.tan(np.interp(level, mass / mass[-1], angle))
+
+
+def interval(values, level=LEVEL):
+    """Mean and half-width of its Student-t interval over seeds; infinite for fewer than two."""
+    values = np.asarray(values, dtype=float)  # None becomes nan
+    n = len(values)
+    if n < 2:
+        return float(values.mean()), math.inf
+    standard_error = float(values.std(ddof=1)) / math.sqrt(n)
+    return float(values.mean()), student_t(level, n - 1) * standard_error
+
+
+# Metrics: {name: function of a run}, None where the run has no such number -----------------------
+
+
+def slope(values):
+    """Least-squares slope over the rank 0, 1, 2, ... of the values. Of equal ones it is exactly 0,
+    which no fit by matrices gives; of one alone, too."""
+    if len(values) < 2:
+        return 0.0
+    rank = np.arange(len(values)) - (len(values) - 1) / 2
+    return float(rank @ (np.asarray(values) - values[0]) / (rank @ rank))
+
+
+def choice_accuracy(run):
+    return run.analysis.get("choices", {}).get("accuracy")
+
+
+def jacobian_deviation(run):
+    return float(np.mean(run.analysis["jacobian"]["deviation"]))
+
+
+def slope_of_log_deviation(run):
+    deviation = np.maximum(run.analysis["jacobian"]["deviation"], SMALLEST_DEVIATION)
+    return slope(np.log(deviation))
+
+
+def growth_at_initialisation(run):
+    variance = run.log[0]["variance"]
+    return variance[-1] / variance[0]
+
+
+METRICS = {  # in the order of a report's columns
+    "perplexity": lambda run: run.summary["perplexity"],
+    "last-layer variance": lambda run: run.summary["last_layer_variance"],
+    "causal": lambda run: run.analysis["causal"],
+    "permutation": lambda run: run.analysis["permutation"],
+    "usefulness": lambda run: run.analysis["usefulness"]["held_out"],
+    "N_eff / L": lambda run: run.analysis["n_eff_share"],
+    "choice accuracy": choice_accuracy,
+    "Jacobian deviation": jacobian_deviation,
+    "weight density": lambda run: run.analysis["densities"]["weight"],
+    "attention density": lambda run: run.analysis["densities"]["attention"],
+    "key/value density": lambda run: run.analysis["densities"]["key_value"],
+    "expert density": lambda run: run.analysis["densities"]["expert"],
+}
+CLAIM_METRICS = {
+    **METRICS,
+    "growth at initialisation": growth_at_initialisation,
+    "slope of log deviation": slope_of_log_deviation,
+}
+LOG_METRICS = (
+    "perplexity",
+    "last-layer variance",
+    "Jacobian deviation",
+    "growth at initialisation",
+)
+DENSITY_OF = {  # which density an option moves
+    "weight_decay": "weight density",
+    "block_size": "attention density",
+    "attention": "attention density",
+    "window": "attention density",
+    "stride": "attention density",
+    "topk": "attention density",
+    "n_kv_head": "key/value density",
+    "n_expert": "expert density",
+}
+
+
+# Claims ------------------------------------------------------------------------------------------
+
+
+class Claim(NamedTuple):
+    name: str
+    option: str  # what is swept: an option of the config, or one of VALUE_OF
+    metric: str  # one of CLAIM_METRICS
+    shape: str  # how the metric moves along the option: one of RULES
+    says: str  # the same in words
+
+
+# fmt: off
+CLAIMS = (
+    Claim("C1", "n_layer", "last-layer variance", "rises",
+          "deeper: more last-layer variance"),
+    Claim("C2", "n_layer", "Jacobian deviation", "falls",
+          "deeper: the Jacobian nearer the identity"),
+    Claim("C2", "n_layer", "slope of log deviation", "negative",
+          "along the layers of the deepest: the Jacobian nearer the identity"),
+    Claim("C3", "n_layer", "causal", "falls",
+          "deeper: lower causal score"),
+    Claim("C3", "n_layer", "permutation", "falls",
+          "deeper: lower permutation score"),
+    Claim("C3", "n_layer", "usefulness", "falls",
+          "deeper: lower usefulness"),
+    Claim("C3+", "n_layer", "N_eff / L", "falls",
+          "deeper: smaller share of the depth in use (ours)"),
+    Claim("C4", "weight_decay", "last-layer variance", "falls",
+          "more weight decay: less variance"),
+    Claim("C4", "weight_decay", "perplexity", "lowest inside",
+          "perplexity best at a moderate weight decay"),
+    Claim("C4", "weight_decay", "usefulness", "highest inside",
+          "usefulness best at a moderate weight decay"),
+    Claim("C4+", "weight_decay", "N_eff / L", "highest inside",
+          "share of the depth in use largest at a moderate weight decay (ours)"),
+    Claim("C5", "block_size", "last-layer variance", "falls",
+          "longer context: less variance"),
+    Claim("C5", "block_size", "perplexity", "lowest inside",
+          "perplexity best at a moderate context"),
+    Claim("C5", "block_size", "usefulness", "highest inside",
+          "usefulness best at a moderate context"),
+    Claim("C5+", "block_size", "N_eff / L", "highest inside",
+          "share of the depth in use largest at a moderate context (ours)"),
+    Claim("C6", "queries per key", "last-layer variance", "falls",
+          "shared keys and values: less variance"),
+    Claim("C6", "queries per key", "usefulness", "rises",
+          "shared keys and values: higher usefulness"),
+    Claim("C6+", "queries per key", "N_eff / L", "rises",
+          "shared keys and values: larger share of the depth in use (ours)"),
+    Claim("C6", "queries per key", "perplexity", "no worse",
+          "shared keys and values: perplexity no worse"),
+    Claim("C7", "n_expert", "last-layer variance", "falls",
+          "experts: less variance"),
+    Claim("C7", "n_expert", "perplexity", "falls",
+          "experts: lower perplexity"),
+    Claim("C7", "n_expert", "usefulness", "rises",
+          "experts: higher usefulness"),
+    Claim("C7+", "n_expert", "N_eff / L", "rises",
+          "experts: larger share of the depth in use (ours)"),
+    Claim("C8", "rung", "perplexity", "last lowest",
+          "the whole recipe: lower perplexity than plain, deep or shallow"),
+    Claim("C8", "rung", "choice accuracy", "last highest",
+          "the whole recipe: higher accuracy than plain, deep or shallow"),
+    Claim("C8+", "rung", "N_eff / L", "last highest",
+          "the whole recipe: larger share of the depth in use than plain, deep or shallow (ours)"),
+    Claim("C9", "mask density", "last-layer variance", "rises",
+          "sparser attention mask: less variance"),
+    Claim("C9", "mask density", "usefulness", "falls",
+          "sparser attention mask: higher usefulness"),
+    Claim("C9+", "mask density", "N_eff / L", "falls",
+          "sparser attention mask: larger share of the depth in use (ours)"),
+    Claim("C10", "mask density", "growth at initialisation", "rises",
+          "sparser attention mask: slower growth at initialisation"),
+)
+# fmt: on
+
+
+# The rule ----------------------------------------------------------------------------------------
+#
+# An effect is a mean and a half-width. A table (n_points, n_seeds) holds the metric, its points in
+# the order of the swept option.
+
+
+class Rule(NamedTuple):
+    effect: Callable  # of a table
+    sign: int  # +1 where the claim predicts an effect above the threshold, -1 below
+    threshold: float = 0.0
+
+
+def slope_effect(table):
+    return interval([slope(column) for column in table.T])
+
+
+def last_value(table):
+    return interval(table[-1])
+
+
+def relative_change(table):
+    return interval(table[-1] / table[0] - 1)
+
+
+def gain_over_first_two(table):
+    return surest(min, table[-1], table[:2])
+
+
+def gain_of_best_inner_point(table):
+    inner, level = table[1:-1], level_for(table)
+    gains = [surest(min, point, table[[0, -1]], level) for point in inner]
+    return max(gains, key=lower_bound)
+
+
+def an_end_is_best(table):
+    """Does one end beat every inner point by more than the interval's half-width?"""
+    inner, level = table[1:-1], level_for(table)
+    gains = [surest(min, end, inner, level) for end in table[[0, -1]]]
+    return any(mean > half for mean, half in gains)
+
+
+def surest(choose, point, others, level=LEVEL):
+    """Gains (mean, half-width) of a point, its seeds in a row, over others; of these the one that
+    choose (min or max) takes by its lower bound."""
+    return choose((interval(point - other, level) for other in others), key=lower_bound)
+
+
+def lower_bound(effect):
+    mean, half = effect
+    return mean - half
+
+
+def level_for(table):
+    """Of the intervals of several inner points, one of which may be called best (Bonferroni)."""
+    return 1 - (1 - LEVEL) / (len(table) - 2)
+
+
+RULES = {
+    "rises": Rule(slope_effect, +1),
+    "falls": Rule(slope_effect, -1),
+    "negative": Rule(last_value, -1),
+    "last lowest": Rule(gain_over_first_two, +1),
+    "last highest": Rule(gain_over_first_two, +1),
+    "no worse": Rule(relative_change, -1, MARGIN),
+    "lowest inside": Rule(gain_of_best_inner_point, +1),
+    "highest inside": Rule(gain_of_best_inner_point, +1),
+}
+
+
+def judge(table, shape, log=False):
+    """The rule. table (n_points, n_seeds): the metric, points in the order of the swept option;
+    log: effects are of its logarithm (a relative change is one in any case). Returns (verdict,
+    mean effect, half-width)."""
+    rule, table = RULES[shape], np.asarray(table, dtype=float)
+    inside = shape in ("lowest inside", "highest inside")
+    if inside and len(table) < 3:
+        return "undecided", math.nan, math.inf
+    if log and shape != "no worse":
+        table = np.log(table)
+    if shape in ("last lowest", "lowest inside"):
+        table = -table
+    mean, half = rule.effect(table)
+    predicted = rule.sign * (mean - rule.threshold)
+    if predicted > half:
+        return "supported", mean, half
+    opposed = an_end_is_best(table) if inside else -predicted > half
+    return "opposed" if opposed else "undecided", mean, half
+
+
+# Sweeps: which claims they speak to --------------------------------------------------------------
+#
+# A sweep is {point: its runs, one per seed}.
+
+
+def queries_per_key(run):
+    return run.config["n_head"] // run.config["n_kv_head"]
+
+
+def density_of_mask(run):
+    options = {field.name: run.config[field.name] for field in fields(GPTConfig)}
+    return mask_density(GPTConfig(**options))
+
+
+VALUE_OF = {  # a run's value of a swept "option" that does not stand in its config
+    "queries per key": queries_per_key,
+    "mask density": density_of_mask,
+    "rung": lambda run: run.rung,
+}
+TIED = {  # what may change together with an option
+    "block_size": {"batch_size", "gradient_accumulation_steps"},
+    "queries per key": {"n_kv_head"},
+    "n_expert": {"n_expert_active", "n_shared_expert", "expert_hidden", "mlp_hidden"},
+    "mask density": {"attention", "window", "stride", "topk"},
+}
+RATES = {"learning_rate", "min_lr"}
+
+
+def varying_options(runs):
+    """The entries of config.json that differ among runs and say what a run is, but for the seed."""
+    configs = [run.config for run in runs]
+    ignored = {"seed", "sweep", *WHERE_NOT_WHAT}
+    return {
+        option
+        for option in configs[0].keys() - ignored
+        if any(config[option] != configs[0][option] for config in configs)
+    }
+
+
+def moved_density(points):
+    """The metric of the one density that the sweep's options move; None if they move none, or
+    several."""
+    varying = varying_options([run for runs in points.values() for run in runs])
+    moved = {DENSITY_OF[option] for option in varying if option in DENSITY_OF}
+    return moved.pop() if len(moved) == 1 else None
+
+
+def mean_perplexity(runs):
+    return np.mean([run.summary["perplexity"] for run in runs])
+
+
+def at_best_rate(points, value):
+    """points: lists of runs. Where every value was tried at the same several learning rates, each
+    value's list of lowest mean perplexity; else the points as they are."""
+    by_value = {}  # {value: {learning rate: runs}}
+    for runs in points:
+        by_value.setdefault(value(runs[0]), {})[runs[0].config["learning_rate"]] = runs
+    rates = [set(by_rate) for by_rate in by_value.values()]
+    same_rates = all(others == rates[0] for others in rates)
+    nothing_else = sum(len(others) for others in rates) == len(points)
+    if len(rates[0]) < 2 or not same_rates or not nothing_else:
+        return points
+    return [min(by_rate.values(), key=mean_perplexity) for by_rate in by_value.values()]
+
+
+def points_along(option, points):
+    """Lists of runs in the order of the option's values. Empty where the sweep does not vary it,
+    or varies something that is not tied to it, so that a claim keeps silent. A ladder may vary
+    anything from rung to rung."""
+
+    def value(run):
+        return VALUE_OF[option](run) if option in VALUE_OF else run.config[option]
+
+    speaking = [runs for runs in points.values() if value(runs[0]) is not None]
+    if not speaking:
+        return []
+    chosen = at_best_rate(speaking, value)
+    tied = {option} | TIED.get(option, set())
+    if len(chosen) < len(speaking):
+        tied |= RATES
+    alone = varying_options([run for runs in chosen for run in runs]) <= tied
+    several = len({value(runs[0]) for runs in chosen}) > 1
+    if not several or not (alone or option == "rung"):
+        return []
+    return sorted(chosen, key=lambda runs: value(runs[0]))
+
+
+class Verdict(NamedTuple):
+    claim: Claim
+    verdict: str  # supported, opposed or undecided
+    effect: float
+    half: float  # half-width of its interval
+    n_seeds: int
+
+
+def judge_sweep(points):
+    """[Verdict] on the claims that the sweep speaks to, on the seeds that all its points have."""
+    verdicts = []
+    for claim in CLAIMS:
+        ordered = points_along(claim.option, points)
+        if not ordered:
+            continue
+        seeds = sorted(set.intersection(*({run.seed for run in runs} for runs in ordered)))
+        if not seeds:
+            continue
+        table = [measured(runs, claim.metric, seeds) for runs in ordered]
+        judged = judge(table, claim.shape, log=claim.metric in LOG_METRICS)
+        verdicts.append(Verdict(claim, *judged, len(seeds)))
+    return verdicts
+
+
+def measured(runs, metric, seeds):
+    """The metric of a point's runs, in the order of the seeds."""
+    run_of = {run.seed: run for run in runs}
+    return [CLAIM_METRICS[metric](run_of[seed]) for seed in seeds]
