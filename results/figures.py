@@ -1,0 +1,530 @@
+"""Every figure, drawn from numbers that others computed.
+
+Of a sweep, {point: its runs, one per seed}: line_figure (curves over blocks or steps),
+point_figure (what each point comes to), ladder_figure and matrix_figure. Of several sweeps:
+joint_figure. Of sparsity.py's numbers: theory_figure and masks_figure; of results/scaling.py's:
+scaling_figure. Seeds are shown by their mean and its 95 % interval. save_figure writes the PNG.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from PIL import Image  # which matplotlib stands on
+
+from data.files import replacing
+from results.claims import METRICS, interval, moved_density
+
+POINT_METRICS = (  # of point_figure, a panel each
+    "perplexity",
+    "last-layer variance",
+    "causal",
+    "choice accuracy",
+    "usefulness",
+    "N_eff / L",
+)
+SHARES = ("choice accuracy", "usefulness", "N_eff / L")  # their axes end where a share must
+JUST_ABOVE_ONE = 1.03  # upper end of a share's axis
+THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).tolist()]
+SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below looks the same
+LEGEND_AT_THE_RIGHT = {"loc": "outside right center", "fontsize": 9}
+SLANTED = {"rotation": 30, "ha": "right"}  # long labels of an axis
+PNG_COLOURS = 128
+
+
+# Styles: one colour, dark to light so that greyscale keeps the order, and one marker -------------
+
+MARKERS = "osD^vP*X<>hd"
+LIGHTEST = 0.85  # place in the colour map: beyond, lines fade into the paper
+
+
+def shade(place):
+    """The colour at a place from 0, dark, to 1, light."""
+    return plt.get_cmap("viridis")(place)
+
+
+def styles(labels, depths=None):
+    """{label: its line's colour and marker}. A depth, in blocks, looks the same in every figure;
+    labels without depths, or with some too close to tell apart, take their styles in turn."""
+    labels = list(labels)
+    ranks, last = range(len(labels)), max(1, len(labels) - 1)
+    if depths and None not in depths:
+        of_depths = [round(2 * np.log2(depth)) - 2 for depth in depths]  # 2 blocks: 0, 32: 8
+        if len(set(of_depths)) == len(labels):
+            ranks, last = of_depths, 8
+    return {
+        label: {
+            "color": shade(LIGHTEST * rank / last),
+            "marker": MARKERS[rank % len(MARKERS)],
+        }
+        for label, rank in zip(labels, ranks, strict=True)
+    }
+
+
+def point_styles(points):
+    """Styles of {point: its runs}, by depth where the sweep varies nothing else."""
+    return styles(points, [depth_alone(runs[0].options) for runs in points.values()])
+
+
+def depth_alone(options):
+    """The depth, where it is all that tells a line from the others; else None."""
+    return options["n_layer"] if list(options) == ["n_layer"] else None
+
+
+def logarithmic(axis, which):
+    """A logarithmic scale for "x" or "y" whose few labels are plain numbers, also over less than
+    a decade."""
+    axis.set(**{f"{which}scale": "log"})
+    low, high = getattr(axis, f"get_{which}lim")()
+    if high < 4 * low:
+        locator = MaxNLocator(5)
+    elif high < 300 * low:
+        locator = LogLocator(subs=(1, 2, 5))
+    else:
+        locator = LogLocator(subs=(1,))
+    ticks = getattr(axis, f"{which}axis")
+    ticks.set_major_locator(locator)
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ticks.set_minor_formatter(NullFormatter())
+
+
+# Curves over blocks or steps ---------------------------------------------------------------------
+
+
+@dataclass
+class Panel:
+    title: str
+    xlabel: str
+    ylabel: str
+    curve: Callable  # of a run: a number for each place along x
+    x: Callable | None = None  # of a run: those places; None: first, first + 1, ...
+    first: int = 0
+    log: bool = True  # the vertical axis; means and intervals are then of logarithms
+    log_x: bool = False
+    ylim: tuple | None = None
+
+
+def score(*keys):
+    """The function of a run that looks up its analysis by these keys, one inside the other."""
+
+    def look_up(run):
+        value = run.analysis
+        for key in keys:
+            value = value[key]
+        return value
+
+    return look_up
+
+
+def growth(*keys):
+    """The same for ratios of losses, as relative growth of the loss: 0.1 for 1.1."""
+    ratios = score(*keys)
+    return lambda run: np.maximum(np.array(ratios(run)) - 1, SMALLEST_GROWTH)
+
+
+def steps(run):
+    return [line["step"] for line in run.log]
+
+
+def last_variance_at_steps(run):
+    return [line["variance"][-1] for line in run.log]
+
+
+def shares_above_thresholds(run):
+    """The share of blocks whose linear stand-in raises the loss by more than each threshold."""
+    ratios = np.array(run.analysis["linear_ratios"]["held_out"])
+    return [(ratios > threshold).mean() for threshold in THRESHOLDS]
+
+
+def variance_before_training(run):
+    return np.divide(run.log[0]["variance"], run.analysis["predicted_variance"])
+
+
+def variance_after_training(run):
+    return np.divide(run.analysis["variance"]["residual"], run.analysis["predicted_variance"])
+
+
+def of_block(title, ylabel, curve):
+    """A panel over the blocks 1 to L."""
+    return Panel(title, "block", ylabel, curve, first=1)
+
+
+def of_state(title, ylabel, curve):
+    """A panel over the states h_0 to h_L."""
+    return Panel(title, "block", ylabel, curve, first=0)
+
+
+def of_removed(title, order):
+    """A panel over the number of blocks removed in this order."""
+    return Panel(title, "blocks removed", "loss", score("cumulative", order), log=False)
+
+
+GROWTH = "relative growth of the loss"
+OVER_PREDICTED = "variance of h_l / predicted"
+LINES = {  # figure: its panels, two in a row
+    "variance": [
+        Panel("during training", "step", "variance of h_L", last_variance_at_steps, x=steps),
+        of_state("after training", "variance of h_l", score("variance", "residual")),
+        of_block("attention branch", "variance", score("variance", "attention")),
+        of_block("feed-forward branch", "variance", score("variance", "mlp")),
+    ],
+    "pruning": [
+        of_block("one block removed", GROWTH, growth("prune_ratios")),
+        of_removed("last first", "last"),
+        of_removed("least harmful first", "least"),
+        of_removed("greedy", "greedy"),
+    ],
+    "linear": [
+        of_block("one block made linear", GROWTH, growth("linear_ratios", "held_out")),
+        of_block("fitted on the same sequences", GROWTH, growth("linear_ratios", "same")),
+        of_block("the map transposed, as published", GROWTH, growth("linear_ratios", "transposed")),
+        Panel(
+            "share of blocks whose growth is above",
+            "threshold (the paper's: 0.1)",
+            "share of blocks",
+            shares_above_thresholds,
+            x=lambda run: np.array(THRESHOLDS) - 1,
+            log=False,
+            log_x=True,
+            ylim=(-0.05, 1.05),
+        ),
+    ],
+    "jacobian": [
+        of_block(
+            "averaged over tokens, then norm", "||J - I|| / d", score("jacobian", "deviation")
+        ),
+        of_block("norm, then averaged", "||J - I|| / d", score("jacobian", "per_token")),
+        of_block("off the diagonal", "||J - diag J|| / d", score("jacobian", "off_diagonal")),
+        of_block("spectral norm", "||J||", score("jacobian", "spectral")),
+    ],
+    "theory": [
+        of_state("before training", OVER_PREDICTED, variance_before_training),
+        of_state("after training", OVER_PREDICTED, variance_after_training),
+    ],
+    "similarity": [
+        of_block("block influence", "1 - cos(input, output)", score("block_influence")),
+        of_state(
+            "early read-out",
+            "KL to the final one (nats)",
+            lambda run: run.analysis["logit_lens"][:-1],
+        ),
+    ],
+}
+
+
+def line_figure(points, panels):
+    n_rows = len(panels) // 2
+    size = (9.5, 3.4 * n_rows)
+    figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        draw_lines(axis, points, panel)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
+    return figure
+
+
+def draw_lines(axis, points, panel):
+    for point, style in point_styles(points).items():
+        draw_line(axis, point, points[point], panel, style)
+    axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+    if panel.log:
+        logarithmic(axis, "y")
+    if panel.ylim:
+        axis.set_ylim(panel.ylim)
+    if panel.log_x:
+        axis.set_xscale("log")
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def draw_line(axis, point, runs, panel, style):
+    """A point's curve: mean over its runs, with the interval as a band where there are several."""
+    into, back = (np.log, np.exp) if panel.log else (np.array, np.array)
+    table = into([panel.curve(run) for run in runs])  # (n_seeds, places)
+    mean, half = np.array([interval(column) for column in table.T]).T
+    x = panel.x(runs[0]) if panel.x else np.arange(len(mean)) + panel.first
+    sparse = max(1, len(mean) // 8)
+    axis.plot(x, back(mean), label=point, markevery=sparse, markersize=4, **style)
+    if len(runs) > 1:
+        low, high = back(mean - half), back(mean + half)
+        axis.fill_between(x, low, high, color=style["color"], alpha=0.25, linewidth=0)
+
+
+# What each point comes to ------------------------------------------------------------------------
+
+
+def means_and_halves(points, metric):
+    """Mean and half-width of a metric at each point, two arrays; a single seed has no interval to
+    draw."""
+    intervals = [interval([METRICS[metric](run) for run in runs]) for runs in points.values()]
+    mean, half = np.array(intervals).T
+    return mean, np.where(np.isfinite(half), half, 0)
+
+
+def split_last(run):
+    """What tells the run's point apart, but for the last part, and that part: ("n_layer=4",
+    "learning_rate=0.003"), or ("", "window-8")."""
+    *others, last = run.parts or [run.point]
+    return ",".join(others), last
+
+
+def curves_of(points):
+    """({curve: {x label: runs}}, {curve: its style}). Points that differ in two options are curves
+    over the second; of other sweeps each point is a curve of its own."""
+    crossed = len({split_last(runs[0])[0] for runs in points.values()}) > 1
+    curves, depths = {}, {}
+    for point, runs in points.items():
+        others, label = split_last(runs[0])
+        curve = others if crossed else point
+        curves.setdefault(curve, {})[label] = runs
+        depths[curve] = depth_alone(without_last(runs[0].options) if crossed else runs[0].options)
+    return curves, styles(curves, list(depths.values()))
+
+
+def without_last(options):
+    return dict(list(options.items())[:-1])
+
+
+def point_figure(points):
+    """Six metrics of each point."""
+    curves, style_of = curves_of(points)
+    labels = list(dict.fromkeys(label for curve in curves.values() for label in curve))
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharex=True)
+    for axis, metric in zip(axes.flat, POINT_METRICS, strict=True):
+        for curve, along in curves.items():
+            places = [labels.index(label) for label in along]
+            intervals = means_and_halves(along, metric)
+            axis.errorbar(places, *intervals, capsize=4, label=curve, **style_of[curve])
+        axis.set(title=metric)
+        label_points(axis, labels, points)
+        limit_metric(axis, metric)
+    if curves.keys() != points.keys():
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
+    return figure
+
+
+def label_points(axis, labels, points):
+    """The labels of the points along x: values alone where all are of one option."""
+    axis.set(xticks=range(len(labels)))
+    last_options = {next(reversed(runs[0].options), None) for runs in points.values()}
+    option = last_options.pop()
+    if last_options or option is None:
+        axis.set_xticklabels(labels, fontsize=9, **SLANTED)
+    else:
+        values = [label.removeprefix(f"{option}=") for label in labels]
+        axis.set(xlabel=option, xticklabels=values)
+
+
+def limit_metric(axis, metric):
+    if metric == "last-layer variance":
+        logarithmic(axis, "y")
+    elif metric in SHARES:
+        top = axis.get_ylim()[1]
+        bottom = None if metric == "choice accuracy" else -0.04 * top
+        axis.set_ylim(bottom, min(JUST_ABOVE_ONE, top))
+
+
+def ladder_figure(points):
+    """The paper's first figure: choice accuracy as bars; usefulness, and our N_eff / L, as lines
+    up the rungs, and as single marks beside the ladder."""
+    on_rung = np.array([runs[0].rung is not None for runs in points.values()])
+    places = np.arange(len(points))
+    figure, axis = plt.subplots(figsize=(9.5, 4.2), layout="constrained")
+    mean, half = means_and_halves(points, "choice accuracy")
+    bars = {"color": "0.8", "edgecolor": "0.3", "label": "choice accuracy"}
+    axis.bar(places, mean, yerr=half, capsize=4, **bars)
+    bottom, top = max(0, np.nanmin(mean - half) - 0.05), np.nanmax(mean + half) + 0.02
+    axis.set(ylabel="choice accuracy", xticks=places, ylim=(bottom, top))
+    axis.set_xticklabels(points, **SLANTED)
+    right = axis.twinx()
+    style_of = styles(("usefulness", "N_eff / L"))
+    for metric, aside in (("usefulness", -0.2), ("N_eff / L", 0.2)):  # of the bars' own intervals
+        mean, half = means_and_halves(points, metric)
+        for chosen, line in ((on_rung, {"label": metric}), (~on_rung, {"linestyle": ""})):
+            x, style = places[chosen] + aside, {**style_of[metric], **line}
+            right.errorbar(x, mean[chosen], half[chosen], capsize=4, **style)
+    highest = min(JUST_ABOVE_ONE, right.get_ylim()[1])
+    right.set(ylabel="share of the depth in use", ylim=(0, highest))
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+# Matrices ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Matrix:
+    key: str  # of analysis.json
+    xlabel: str
+    ylabel: str
+    bar: str  # label of the colours
+    first: int  # number of the first row: 1 for blocks, 0 for states
+    above: bool = False  # only what is above the diagonal is defined
+
+
+MATRICES = (
+    Matrix("causal_matrix", "block", "skipped block", "change of what the block adds", 1, True),
+    Matrix("permutation_matrix", "swapped block", "swapped block", "|change of loss| / loss", 1),
+    Matrix("angular_distance", "state h_b", "state h_a", "angle / pi", 0),
+)
+
+
+def matrix_figure(points):
+    """Causal, permutation and angular-distance matrices, a column for each point, means over
+    seeds."""
+    size = (2.6 * len(points) + 1, 8)
+    figure, axes = plt.subplots(3, len(points), figsize=size, layout="constrained", squeeze=False)
+    for matrix, row in zip(MATRICES, axes, strict=True):
+        means = [
+            np.mean([run.analysis[matrix.key] for run in runs], axis=0) for runs in points.values()
+        ]
+        top = max(np.quantile(mean, 0.98) for mean in means) or 1
+        for axis, mean in zip(row, means, strict=True):
+            picture = draw_matrix(axis, mean, matrix, top)
+        row[0].set_ylabel(matrix.ylabel)
+        figure.colorbar(picture, ax=row, fraction=0.05, label=matrix.bar)
+    for axis, point in zip(axes[0], points, strict=True):
+        axis.set_title(point)
+    return figure
+
+
+def draw_matrix(axis, mean, matrix, top):
+    shown = np.where(np.triu(np.ones_like(mean), 1), mean, np.nan) if matrix.above else mean
+    edges = (matrix.first - 0.5, matrix.first + len(mean) - 0.5)
+    picture = axis.imshow(shown, vmin=0, vmax=top, cmap="viridis", extent=(*edges, *edges[::-1]))
+    axis.set(xlabel=matrix.xlabel)
+    axis.locator_params(nbins=4, integer=True)
+    return picture
+
+
+# Several sweeps ----------------------------------------------------------------------------------
+
+
+def joint_figure(sweeps):
+    """Density, last-layer variance and effective depth of every point of {name: points}. A sweep
+    whose options move no one density is in the last panel alone."""
+    moved = {name: moved_density(points) for name, points in sweeps.items()}
+    n_panels = 3 if any(moved.values()) else 1
+    size = (3.5 * n_panels + 1.8, 4)
+    figure, axes = plt.subplots(1, n_panels, figsize=size, layout="constrained", squeeze=False)
+    *density_axes, last = axes[0]
+    for name, style in styles(sweeps).items():
+        label = f"{name} ({moved[name]})" if moved[name] else name
+        style = {"label": label, "capsize": 2, "markersize": 5, **style}
+        draw_sweep(density_axes, last, sweeps[name], moved[name], style)
+    last.set(xlabel="variance of h_L", ylabel="N_eff / L", ylim=(0, JUST_ABOVE_ONE))
+    logarithmic(last, "x")
+    if density_axes:
+        by_variance, by_share = density_axes
+        by_variance.set(xlabel="density that was swept", ylabel="variance of h_L")
+        logarithmic(by_variance, "y")
+        by_share.set(xlabel="density that was swept", ylabel="N_eff / L", ylim=(0, JUST_ABOVE_ONE))
+    figure.legend(*last.get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
+    return figure
+
+
+def draw_sweep(density_axes, last, points, density_metric, style):
+    variance = means_and_halves(points, "last-layer variance")
+    share = means_and_halves(points, "N_eff / L")
+    if density_metric:
+        density = means_and_halves(points, density_metric)[0]
+        order = density.argsort()
+        for axis, (mean, half) in zip(density_axes, (variance, share), strict=True):
+            axis.errorbar(density[order], mean[order], half[order], linestyle=":", **style)
+    last.errorbar(variance[0], share[0], xerr=variance[1], yerr=share[1], linestyle="", **style)
+
+
+# Theory and speed --------------------------------------------------------------------------------
+
+
+def theory_figure(cases):
+    """Variance at initialisation along the blocks, a panel for each case: {name: {"predicted",
+    "simulated", "standard_error"}}, a number for each of h_0 .. h_L."""
+    size = (12, 8)
+    figure, axes = plt.subplots(3, 4, figsize=size, sharex=True, sharey=True, layout="constrained")
+    for axis, (name, case) in zip(axes.flat, cases.items(), strict=False):
+        places = range(0, len(case["predicted"]), 4)
+        mean, error = np.array(case["simulated"])[::4], np.array(case["standard_error"])[::4]
+        marks = {"fmt": "o", "markersize": 4, "color": "tab:orange", "label": "simulated"}
+        axis.plot(case["predicted"], color="black", label="predicted")
+        axis.errorbar(places, mean, 2 * error, **marks)
+        axis.set(title=name, yscale="log")
+    for axis in axes.flat[len(cases) :]:
+        axis.axis("off")
+    axes.flat[len(cases) - 1].legend()
+    figure.supxlabel("block")
+    figure.supylabel("variance of the residual stream at initialisation")
+    return figure
+
+
+MASK_SHADES = (0.0, 0.45, 0.8)
+
+
+def masks_figure(patterns, depths):
+    """Growth of the variance at initialisation, var(h_l) / var(h_0), against mask density, a panel
+    for each depth l. patterns {name: rows}, a row for each mask: {"density", "predicted": [l],
+    "growth": [l][seed]}."""
+    size = (12, 3.8)
+    figure, axes = plt.subplots(1, len(depths), figsize=size, layout="constrained")
+    for axis, layer in zip(axes, depths, strict=True):
+        for (name, rows), place, marker in zip(
+            patterns.items(), MASK_SHADES, MARKERS, strict=False
+        ):
+            density = [row["density"] for row in rows]
+            means, halves = np.array([interval(row["growth"][layer]) for row in rows]).T
+            style = {"color": shade(place), "marker": marker, "linestyle": "", "label": name}
+            axis.plot(density, [row["predicted"][layer] for row in rows], color=shade(place))
+            axis.errorbar(density, means, halves, capsize=3, **style)
+        axis.set(title=f"after {layer} block{'s' * (layer > 1)}", xlabel="mask density")
+        logarithmic(axis, "x")
+        logarithmic(axis, "y")
+    axes[0].set_ylabel("var(h_l) / var(h_0) at initialisation")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+CURVE_SHADES = (0.0, 0.6)
+SPEED_TICKS = (0.25, 0.5, 1, 2, 4, 8)  # million tokens per second
+
+
+def scaling_figure(measured):
+    """Speed of the training step, {panel: {curve: {x: row of train.bench}}}, both axes
+    logarithmic; bars from the slowest window to the fastest."""
+    figure, axes = plt.subplots(1, len(measured), figsize=(12, 3.8), layout="constrained")
+    for axis, (panel, curves) in zip(axes, measured.items(), strict=True):
+        for (curve, rows), place, marker in zip(
+            curves.items(), CURVE_SHADES, MARKERS, strict=False
+        ):
+            draw_speeds(axis, curve, rows, {"color": shade(place), "marker": marker})
+        x = [int(value) for value in next(iter(curves.values()))]
+        axis.set(xscale="log", yscale="log", xlabel=panel, title=f"speed against {panel}")
+        axis.set(xticks=x, xticklabels=x)
+        axis.minorticks_off()
+        axis.set(yticks=SPEED_TICKS, yticklabels=SPEED_TICKS, ylim=(0.2, 8.5))
+        axis.grid(alpha=0.3)
+        if len(curves) > 1:
+            axis.legend(loc="lower left")
+    axes[0].set_ylabel("million tokens per second")
+    return figure
+
+
+def draw_speeds(axis, curve, rows, style):
+    x = [int(value) for value in rows]
+    keys = ("tokens_per_second", "slowest", "fastest")
+    middle, low, high = (np.array([row[key] for row in rows.values()]) / 1e6 for key in keys)
+    axis.errorbar(x, middle, [middle - low, high - middle], capsize=3, label=curve, **style)
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def save_figure(figure, path):
+    """As PNG of few colours: a third of the bytes, and nothing that the eye would miss."""
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    plt.close(figure)
+    few_colours = Image.open(picture).convert("RGB").quantize(PNG_COLOURS)
+    with replacing(path) as temporary:
+        few_colours.save(temporary, format="png", optimize=True)

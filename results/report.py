@@ -1,0 +1,154 @@
+"""report.md of a sweep, with its figures; claims.md and joint.png of several sweeps."""
+
+import math
+
+from data.files import BadInput, write_text
+from results.claims import CLAIMS, LOG_METRICS, METRICS, interval, judge_sweep
+from results.figures import (
+    LINES,
+    joint_figure,
+    ladder_figure,
+    line_figure,
+    matrix_figure,
+    point_figure,
+    save_figure,
+)
+
+
+def report_sweep(runs, folder):
+    """Figures and report.md into folder. Returns {point: its runs, one per seed}, without those
+    that diverged or were not scored; raises BadInput where none is left."""
+    points = {}
+    for run in runs:
+        if run.analysis is not None:
+            points.setdefault(run.point, []).append(run)
+    if not points:
+        lacking = " that did not diverge" if runs else ""
+        raise BadInput(
+            f"{folder} holds no finished run{lacking}: train one first, with python train.py"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = draw_figures(points)
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png")
+    write_text(folder / "report.md", report_text(folder.name, points, left_out(runs), figures))
+    print(folder / "report.md")
+    return points
+
+
+def draw_figures(points):
+    """{file name: figure}, in the order of the report."""
+    runs = [run for runs in points.values() for run in runs]
+    figures = {"points": point_figure(points)}
+    for name, panels in LINES.items():
+        # The theory's prediction is missing where scores were taken at another length.
+        if name != "theory" or all(run.analysis.get("predicted_variance") for run in runs):
+            figures[name] = line_figure(points, panels)
+    figures["matrices"] = matrix_figure(points)
+    if any(run.rung is not None for run in runs):
+        figures["ladder"] = ladder_figure(points)
+    return figures
+
+
+def left_out(runs):
+    """["n_layer=8,seed=0 (diverged)"] of the runs without scores."""
+    return [
+        f"{run.name} ({'diverged' if run.summary['diverged'] else 'not scored'})"
+        for run in runs
+        if run.analysis is None
+    ]
+
+
+def report_text(name, points, absent, figures):
+    """absent: what left_out returned; figures: names of PNG files."""
+    paragraph = " ".join(sentences([run for runs in points.values() for run in runs], absent))
+    pictures = [f"![{figure}]({figure}.png)" for figure in figures]
+    lines = [
+        f"# {name}",
+        "",
+        paragraph,
+        "",
+        *metrics_table(points),
+        "",
+        *claims_table({name: points}),
+        "",
+        *pictures,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def sentences(runs, absent):
+    """How many runs of what, how they were scored, and what they cost."""
+    first = runs[0]
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+    lengths = [run.analysis["length"] for run in runs]
+    shortest, longest = min(lengths), max(lengths)
+    length = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
+    minutes = sum(run.summary["seconds"] for run in runs) / 60
+    said = [
+        f"{len(runs)} runs, seeds {seeds};",
+        f"data/{first.config['dataset']};",
+        f"scores on {first.analysis['sequences']} held-out sequences of {length} tokens;",
+        f"torch {first.summary['torch']}, {first.summary['device']}.",
+        "Mean ± 95 % Student-t interval over seeds;",
+        "usefulness and N_eff with the linear maps fitted on other sequences.",
+        f"Training took {minutes:.0f} minutes, summed over runs.",
+    ]
+    if absent:
+        said.append(f"Left out: {', '.join(absent)}.")
+    return said
+
+
+def metrics_table(points):
+    """Lines of a Markdown table: the metrics of every point."""
+    lines = [table_row("point", *METRICS), table_rule(1 + len(METRICS))]
+    for point, runs in points.items():
+        cells = [with_interval([metric(run) for run in runs]) for metric in METRICS.values()]
+        lines.append(table_row(point, *cells))
+    return lines
+
+
+def with_interval(values):
+    mean, half = interval(values)
+    return f"{mean:.4g}" + (f" ± {half:.2g}" if math.isfinite(half) else "")
+
+
+def claims_table(sweeps):
+    """Lines of a Markdown table: the verdict on each claim, by each of the sweeps, {name: points},
+    that speaks to it."""
+    judged = [(name, verdict) for name, points in sweeps.items() for verdict in judge_sweep(points)]
+    judged.sort(key=lambda pair: CLAIMS.index(pair[1].claim))
+    lines = [
+        table_row("claim", "experiment", "predicted", "measured effect", "verdict"),
+        table_rule(5),
+    ]
+    for name, verdict in judged:
+        claim = verdict.claim
+        cells = (claim.name, name, claim.says, effect_text(verdict), verdict.verdict)
+        lines.append(table_row(*cells))
+    return lines
+
+
+def effect_text(verdict):
+    """Such as "+0.123 (± 0.045, 3 seeds; log perplexity: falls)"."""
+    claim = verdict.claim
+    in_logs = claim.metric in LOG_METRICS and claim.shape != "no worse"
+    metric = f"log {claim.metric}" if in_logs else claim.metric
+    several = verdict.n_seeds > 1
+    width = f"± {verdict.half:.2g}, {verdict.n_seeds} seeds" if several else "one seed"
+    return f"{verdict.effect:+.3g} ({width}; {metric}: {claim.shape})"
+
+
+def table_row(*cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def table_rule(n_columns):
+    return "|---" * n_columns + "|"
+
+
+def report_all(sweeps, folder):
+    """joint.png and claims.md, over several sweeps {name: points}, into folder."""
+    save_figure(joint_figure(sweeps), folder / "joint.png")
+    lines = ["# All claims, by the rule in results/claims.py", "", *claims_table(sweeps)]
+    write_text(folder / "claims.md", "\n".join(lines) + "\n")
