@@ -1,4 +1,6 @@
-"""analyze.py: every score against a slow oracle written from its definition, and models whose answer is known."""
+"""analyze.py: every score against a slow oracle written from its definition, and models whose
+answer is known."""
+
 import json
 import math
 
@@ -9,44 +11,54 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import analyze
-from analyze import pair_mean
+from conftest import as_if_trained, each_toggle
+from data.files import BadInput
+from data.read import load_items
 from model import GPT, GPTConfig
-from test_model import as_if_trained, each_toggle
 
-LAYERS, WIDTH, LENGTH = 4, 8, 6
+LAYERS, WIDTH, LENGTH, VOCABULARY = 4, 8, 6, 11
 
 
 def build(n_layer=LAYERS, **options):
-    """A small float64 model with weights as large as after training, so that every block does something."""
+    """A small float64 model with weights as large as after training, so that every block does
+    something."""
     torch.manual_seed(0)
-    toggle = {**options, **({"expert_hidden": 8} if "n_expert" in options else {})}
-    model = GPT(GPTConfig(block_size=LENGTH, vocab_size=11, n_layer=n_layer, n_head=4, n_embd=WIDTH, mlp_hidden=16, **toggle)).double()
+    if "n_expert" in options:
+        options["expert_hidden"] = 8
+    shape = dict(block_size=LENGTH, vocab_size=VOCABULARY, n_head=4, n_embd=WIDTH, mlp_hidden=16)
+    model = GPT(GPTConfig(n_layer=n_layer, **shape, **options)).double()
     as_if_trained(model, 12)
     return model.eval()
 
 
 def data(n=3, seed=0):
-    rows = torch.randint(11, (n, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
+    """n sequences of inputs and targets, (n, LENGTH) each."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(VOCABULARY, (n, LENGTH + 1), generator=generator)
     return rows[:, :-1], rows[:, 1:]
 
 
+@torch.no_grad()
+def states_of(model, row, functions=None):
+    """[h_0, ..., h_L], each (1, T, C), of one sequence through any list of functions for blocks."""
+    states = [model.embedding.weight[row][None]]
+    for function in functions or model.blocks:
+        states.append(function(states[-1]))
+    return states
+
+
+@torch.no_grad()
 def loss_through(model, functions, idx, targets):
-    """L(M) with any list of functions for blocks, one sequence at a time."""
+    """L(M) with any list of functions for blocks, one sequence and one position at a time."""
     total = 0.0
-    for row, wanted in zip(idx, targets):
+    for row, wanted in zip(idx, targets, strict=True):
         h = model.embedding.weight[row][None]
         for function in functions:
             h = function(h)
-        logits = model.head(*model.norm(h))[0]
-        total += sum(-logits[t].log_softmax(0)[wanted[t]].item() for t in range(LENGTH))
+        logits = model.head(model.norm(h))[0]
+        for t in range(LENGTH):
+            total -= logits[t].log_softmax(0)[wanted[t]].item()
     return total / idx.numel()
-
-
-def states_of(model, row, functions=None):
-    h = [model.embedding.weight[row][None]]
-    for function in functions or model.blocks:
-        h.append(function(h[-1]))
-    return h
 
 
 @pytest.fixture(autouse=True)
@@ -55,196 +67,316 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(analyze, "TOKENS_AT_ONCE", 2 * LENGTH)
 
 
-def unchanged(model, call):
+def unchanged(score, model, *arguments):
+    """score(model, *arguments), which must leave the model as it was."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     blocks = list(model.blocks)
-    result = call()
-    assert list(model.blocks) == blocks and not model.training
+    result = score(model, *arguments)
+    assert list(model.blocks) == blocks
+    assert not model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     return result
 
 
-# Against the definitions --------------------------------------------------------------------------------------------
+def close(values):
+    return pytest.approx(values, abs=1e-6)
+
+
+# Against the definitions -------------------------------------------------------------------------
+
 
 @each_toggle
-def test_prune_permutation_and_cumulative(toggle):
+def test_prune_ratios_are_losses_without_a_block(toggle):
     model, (idx, targets) = build(**toggle), data()
-    blocks, whole = list(model.blocks), loss_through(model, model.blocks, idx, targets)
-    with torch.no_grad():
-        pruned = unchanged(model, lambda: analyze.prune_ratios(model, idx, targets)).tolist()
-        assert pruned == pytest.approx([loss_through(model, blocks[:l] + blocks[l + 1:], idx, targets) / whole for l in range(LAYERS)], abs=1e-6)
-        matrix = unchanged(model, lambda: analyze.permutation_matrix(model, idx, targets))
-        for a in range(LAYERS):
-            for b in range(LAYERS):
-                swapped = list(blocks)
-                swapped[a], swapped[b] = blocks[b], blocks[a]
-                assert matrix[a, b].item() == pytest.approx(abs(whole - loss_through(model, swapped, idx, targets)) / whole, abs=1e-6)
-        curves = {order: unchanged(model, lambda: analyze.cumulative_pruning(model, idx, targets, order)).tolist() for order in ("last", "least", "greedy")}
-        assert curves["last"] == pytest.approx([loss_through(model, blocks[:n], idx, targets) for n in range(LAYERS, -1, -1)], abs=1e-6)
-        by_harm = sorted(range(LAYERS), key=lambda l: pruned[l])
-        assert curves["least"] == pytest.approx([loss_through(model, [blocks[l] for l in range(LAYERS) if l not in by_harm[:n]], idx, targets)
-                                                 for n in range(LAYERS + 1)], abs=1e-6)
-        kept, greedy = list(range(LAYERS)), [whole]
-        while kept:
-            losses = {l: loss_through(model, [blocks[k] for k in kept if k != l], idx, targets) for l in kept}
-            kept.remove(min(losses, key=losses.get))
-            greedy.append(min(losses.values()))
-        assert curves["greedy"] == pytest.approx(greedy, abs=1e-6)
+    blocks = list(model.blocks)
+    whole = loss_through(model, blocks, idx, targets)
+    expected = [
+        loss_through(model, blocks[:l] + blocks[l + 1 :], idx, targets) / whole
+        for l in range(LAYERS)
+    ]
+    assert unchanged(analyze.prune_ratios, model, idx, targets).tolist() == close(expected)
 
 
 @each_toggle
-def test_causal(toggle):
+def test_permutation_matrix_swaps_each_pair(toggle):
+    model, (idx, targets) = build(**toggle), data()
+    whole = loss_through(model, model.blocks, idx, targets)
+    matrix = unchanged(analyze.permutation_matrix, model, idx, targets)
+    for a in range(LAYERS):
+        for b in range(LAYERS):
+            swapped = list(model.blocks)
+            swapped[a], swapped[b] = swapped[b], swapped[a]
+            loss = loss_through(model, swapped, idx, targets)
+            assert matrix[a, b].item() == close(abs(whole - loss) / whole)
+
+
+@each_toggle
+def test_cumulative_pruning_from_the_last(toggle):
+    model, (idx, targets) = build(**toggle), data()
+    blocks = list(model.blocks)
+    expected = [loss_through(model, blocks[:n], idx, targets) for n in range(LAYERS, -1, -1)]
+    curve = unchanged(analyze.cumulative_pruning, model, idx, targets, "last")
+    assert curve.tolist() == close(expected)
+
+
+@each_toggle
+def test_cumulative_pruning_of_the_least_harmful(toggle):
+    model, (idx, targets) = build(**toggle), data()
+    ratios = analyze.prune_ratios(model, idx, targets).tolist()
+    by_harm = sorted(range(LAYERS), key=lambda l: ratios[l])
+    expected = []
+    for n in range(LAYERS + 1):
+        kept = [model.blocks[l] for l in range(LAYERS) if l not in by_harm[:n]]
+        expected.append(loss_through(model, kept, idx, targets))
+    curve = unchanged(analyze.cumulative_pruning, model, idx, targets, "least")
+    assert curve.tolist() == close(expected)
+
+
+@each_toggle
+def test_greedy_pruning_tries_every_block_at_every_step(toggle):
+    model, (idx, targets) = build(**toggle), data()
+    kept = list(range(LAYERS))
+    expected = [loss_through(model, model.blocks, idx, targets)]
+    while kept:
+        losses = {}
+        for l in kept:
+            others = [model.blocks[k] for k in kept if k != l]
+            losses[l] = loss_through(model, others, idx, targets)
+        kept.remove(min(losses, key=losses.get))
+        expected.append(min(losses.values()))
+    curve = unchanged(analyze.cumulative_pruning, model, idx, targets, "greedy")
+    assert curve.tolist() == close(expected)
+
+
+@each_toggle
+def test_causal_matrix_skips_each_block(toggle):
     model, (idx, _) = build(**toggle), data()
-    matrix = unchanged(model, lambda: analyze.causal_matrix(model, idx))
-    with torch.no_grad():
-        for s in range(LAYERS):
-            for l in range(LAYERS):
-                changed, size = [], []
-                for row in idx:
-                    h = states_of(model, row)
-                    skipped = states_of(model, row, [*model.blocks[:s], nn.Identity(), *model.blocks[s + 1:]])
-                    delta, delta_skipped = h[l + 1] - h[l], skipped[l + 1] - skipped[l]
-                    changed += [(delta_skipped - delta)[0, t].norm().item() for t in range(LENGTH)]
-                    size += [delta[0, t].norm().item() for t in range(LENGTH)]
-                assert matrix[s, l].item() == pytest.approx(np.mean(changed) / np.mean(size) if l > s else 0, abs=1e-6)
-    above = [matrix[s, l].item() for s in range(LAYERS) for l in range(s + 1, LAYERS)]
-    assert pair_mean(matrix) == pytest.approx(sum(above) / len(above))
+    matrix = unchanged(analyze.causal_matrix, model, idx)
+    for s in range(LAYERS):
+        skipping = [*model.blocks[:s], nn.Identity(), *model.blocks[s + 1 :]]
+        for l in range(LAYERS):
+            changed, size = [], []
+            for row in idx:
+                h, skipped = states_of(model, row), states_of(model, row, skipping)
+                delta, delta_skipped = h[l + 1] - h[l], skipped[l + 1] - skipped[l]
+                changed += [(delta_skipped - delta)[0, t].norm().item() for t in range(LENGTH)]
+                size += [delta[0, t].norm().item() for t in range(LENGTH)]
+            expected = np.mean(changed) / np.mean(size) if l > s else 0
+            assert matrix[s, l].item() == close(expected)
+
+
+def test_pair_mean_is_taken_above_the_diagonal():
+    matrix = torch.arange(16.0).view(4, 4)
+    assert analyze.pair_mean(matrix) == pytest.approx((1 + 2 + 3 + 6 + 7 + 11) / 6)
+    assert analyze.pair_mean(torch.zeros(1, 1)) is None
+
+
+def jacobian_of_each_token(block, h):
+    """[J_t] with J_t[j, i] the derivative of sum_s block(h)[s, i] with respect to h[t, j]."""
+    full = torch.autograd.functional.jacobian(block, h)[0, :, :, 0]  # (T out, C out, T in, C in)
+    return list(full.sum(dim=0).permute(1, 2, 0))  # (C in, C out) for each T in
 
 
 @each_toggle
-def test_jacobian(toggle):
+def test_jacobian_against_autograd(toggle):
     model, (idx, _) = build(**toggle), data(2)
-    scores = unchanged(model, lambda: analyze.jacobian_deviation(model, idx))
+    scores = unchanged(analyze.jacobian_deviation, model, idx)
     identity = torch.eye(WIDTH, dtype=torch.float64)
     for layer, block in enumerate(model.blocks):
         per_token = []
         for row in idx:
-            with torch.no_grad():
-                h = states_of(model, row)[layer]
-            full = torch.autograd.functional.jacobian(block, h)[0, :, :, 0]       # (T_out, C_out, T_in, C_in)
-            per_token += list(full.sum(dim=0).permute(1, 2, 0))                   # sum over s -> (T_in, C_in, C_out)
+            per_token += jacobian_of_each_token(block, states_of(model, row)[layer])
         mean = torch.stack(per_token).mean(dim=0)
+        norms = [(jacobian - identity).norm() / WIDTH for jacobian in per_token]
         expected = {
             "deviation": (mean - identity).norm() / WIDTH,
             "off_diagonal": (mean * (1 - identity)).norm() / WIDTH,
-            "diagonal_mean": mean.diagonal().mean(),
             "spectral": torch.linalg.svdvals(mean)[0],
-            "per_token": torch.stack([(j - identity).norm() / WIDTH for j in per_token]).mean()}
+            "per_token": torch.stack(norms).mean(),
+        }
+        assert scores.keys() == expected.keys()
         for name, value in expected.items():
-            assert scores[name][layer].item() == pytest.approx(value.item(), abs=1e-6), name
+            assert scores[name][layer].item() == close(value.item()), name
 
 
-def test_jacobian_of_the_oracle_is_a_finite_difference():
-    """The convention, once more without autograd: shifting h_l[t, j] moves sum_s h_{l+1}[s, i] by J_t[j, i]."""
+def test_jacobian_against_finite_differences():
+    """The convention, without autograd: shifting h_l[t, j] moves sum_s h_{l+1}[s, i] by
+    J_t[j, i]."""
     model, (idx, _) = build(), data(1)
-    block = model.blocks[1]
+    block, h = model.blocks[1], states_of(model, idx[0])[1]
+    mean = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     with torch.no_grad():
-        h = states_of(model, idx[0])[1]
-        mean = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
         for t in range(LENGTH):
             for j in range(WIDTH):
                 step = torch.zeros_like(h)
                 step[0, t, j] = 1e-5
-                mean[j] += (block(h + step) - block(h - step))[0].sum(dim=0) / 2e-5 / LENGTH
-    deviation = (mean - torch.eye(WIDTH)).norm() / WIDTH
-    assert analyze.jacobian_deviation(model, idx)["deviation"][1].item() == pytest.approx(deviation.item(), abs=1e-6)
+                moved = (block(h + step) - block(h - step))[0].sum(dim=0) / 2e-5
+                mean[j] += moved / LENGTH
+    expected = (mean - torch.eye(WIDTH)).norm() / WIDTH
+    assert analyze.jacobian_deviation(model, idx)["deviation"][1].item() == close(expected.item())
+
+
+def least_squares(model, fit_idx, layer):
+    """(W, b) of h_{l+1} ~ h_l W^T + b, by numpy on all tokens at once."""
+    pairs = [states_of(model, row)[layer : layer + 2] for row in fit_idx]
+    X, Y = (torch.cat([pair[side][0] for pair in pairs]).numpy() for side in (0, 1))
+    with_one = np.hstack([X, np.ones((len(X), 1))])
+    solution = torch.from_numpy(np.linalg.lstsq(with_one, Y, rcond=None)[0])
+    return solution[:WIDTH].T, solution[WIDTH]
 
 
 @each_toggle
-def test_linear_maps_and_ratios(toggle):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_linear_ratios_replace_a_block_by_its_least_squares_map(toggle, transposed):
     model, (idx, targets), (fit_idx, _) = build(**toggle), data(), data(9, seed=1)
-    maps = unchanged(model, lambda: analyze.fit_linear_maps(model, fit_idx))
+    maps = unchanged(analyze.fit_linear_maps, model, fit_idx)
+    ratios = unchanged(analyze.linear_ratios, model, maps, idx, targets, transposed)
     whole = loss_through(model, model.blocks, idx, targets)
-    for transposed in (False, True):
-        ratios = unchanged(model, lambda: analyze.linear_ratios(model, maps, idx, targets, transposed))
-        for layer in range(LAYERS):
-            with torch.no_grad():
-                pairs = [states_of(model, row)[layer:layer + 2] for row in fit_idx]
-                X, Y = (torch.cat([pair[side][0] for pair in pairs]).numpy() for side in (0, 1))
-                solution = np.linalg.lstsq(np.hstack([X, np.ones((len(X), 1))]), Y, rcond=None)[0]
-                W, b = torch.from_numpy(solution[:WIDTH].T if not transposed else solution[:WIDTH]), torch.from_numpy(solution[WIDTH])
-                functions = [*model.blocks[:layer], lambda h: h @ W.T + b, *model.blocks[layer + 1:]]
-                assert ratios[layer].item() == pytest.approx(loss_through(model, functions, idx, targets) / whole, abs=1e-6)
+    for layer in range(LAYERS):
+        W, b = least_squares(model, fit_idx, layer)
+        stand_in = analyze.linear_block(W.T if transposed else W, b)
+        functions = [*model.blocks[:layer], stand_in, *model.blocks[layer + 1 :]]
+        expected = loss_through(model, functions, idx, targets) / whole
+        assert ratios[layer].item() == close(expected)
+
+
+def tokens_of_states(model, idx):
+    """[(tokens, C)] of h_0 .. h_L."""
+    states = [states_of(model, row) for row in idx]
+    return [torch.cat([of_row[l][0] for of_row in states]) for l in range(LAYERS + 1)]
 
 
 @each_toggle
-def test_variance_similarity_and_lens(toggle):
+def test_layer_variance_of_the_stream(toggle):
     model, (idx, _) = build(**toggle), data()
-    variance = unchanged(model, lambda: analyze.layer_variance(model, idx))
-    distance, influence = unchanged(model, lambda: analyze.angular_distance(model, idx))
-    lens = unchanged(model, lambda: analyze.logit_lens(model, idx))
+    variance = unchanged(analyze.layer_variance, model, idx)
+    expected = [h.var(dim=1).mean().item() for h in tokens_of_states(model, idx)]
+    assert variance["residual"].tolist() == pytest.approx(expected)
+
+
+@each_toggle
+def test_layer_variance_of_the_branches(toggle):
+    model, (idx, _) = build(**toggle), data()
+    variance = analyze.layer_variance(model, idx)
+    for layer, block in enumerate(model.blocks):
+        attention, mlp = [], []
+        with torch.no_grad():
+            for row in idx:
+                h = states_of(model, row)[layer]
+                added = block.attention(block.attention_norm(h))
+                attention.append(added.var(dim=-1).mean().item())
+                mlp.append(block.mlp(block.mlp_norm(h + added)).var(dim=-1).mean().item())
+        assert variance["attention"][layer].item() == pytest.approx(np.mean(attention))
+        assert variance["mlp"][layer].item() == pytest.approx(np.mean(mlp))
+
+
+@each_toggle
+def test_angular_distance_and_block_influence(toggle):
+    model, (idx, _) = build(**toggle), data()
+    distance, influence = unchanged(analyze.angular_distance, model, idx)
+    states = tokens_of_states(model, idx)
+    for a in range(LAYERS + 1):
+        for b in range(LAYERS + 1):
+            pairs = zip(states[a], states[b], strict=True)
+            cosines = [float(x @ y / x.norm() / y.norm()) for x, y in pairs]
+            angles = [math.acos(max(-1, min(1, cosine))) / math.pi for cosine in cosines]
+            assert distance[a, b].item() == close(np.mean(angles))
+            if b == a + 1:
+                assert influence[a].item() == close(1 - np.mean(cosines))
+    assert torch.equal(analyze.block_influence(model, idx), influence)
+
+
+@each_toggle
+def test_logit_lens_is_the_divergence_from_the_final_read_out(toggle):
+    model, (idx, _) = build(**toggle), data()
+    lens = unchanged(analyze.logit_lens, model, idx)
     with torch.no_grad():
-        states = [states_of(model, row) for row in idx]
-        stack = [torch.cat([s[l][0] for s in states]) for l in range(LAYERS + 1)]    # (tokens, C) for each l
-        assert variance["residual"].tolist() == pytest.approx([h.var(dim=1).mean().item() for h in stack])
-        for a in range(LAYERS + 1):
-            for b in range(LAYERS + 1):
-                cosines = [float(x @ y / x.norm() / y.norm()) for x, y in zip(stack[a], stack[b])]
-                angles = [math.acos(max(-1, min(1, c))) / math.pi for c in cosines]
-                assert distance[a, b].item() == pytest.approx(np.mean(angles), abs=1e-6)
-                if b == a + 1:
-                    assert influence[a].item() == pytest.approx(1 - np.mean(cosines), abs=1e-6)
-            early, final = (torch.distributions.Categorical(logits=model.head(*model.norm(h))) for h in (stack[a], stack[-1]))
-            assert lens[a].item() == pytest.approx(torch.distributions.kl_divergence(early, final).mean().item(), abs=1e-6)
-    assert torch.equal(analyze.block_influence(model, idx), influence) and lens[-1] == 0
+        read_outs = [
+            torch.distributions.Categorical(logits=model.head(model.norm(h)))
+            for h in tokens_of_states(model, idx)
+        ]
+    for l, early in enumerate(read_outs):
+        expected = torch.distributions.kl_divergence(early, read_outs[-1]).mean().item()
+        assert lens[l].item() == close(expected)
+    assert lens[-1] == 0
 
 
 def test_scores_do_not_depend_on_the_size_of_the_pieces(monkeypatch):
     model, (idx, targets) = build(), data(5)
     scores = []
-    for tokens in (LENGTH, 10**6):
-        monkeypatch.setattr(analyze, "TOKENS_AT_ONCE", tokens)
+    for n_tokens in (LENGTH, 10**6):
+        monkeypatch.setattr(analyze, "TOKENS_AT_ONCE", n_tokens)
         maps = analyze.fit_linear_maps(model, idx)
-        scores.append([analyze.prune_ratios(model, idx, targets), analyze.linear_ratios(model, maps, idx, targets), analyze.causal_matrix(model, idx),
-                       analyze.angular_distance(model, idx)[0], analyze.jacobian_deviation(model, idx)["per_token"]])
-    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(*scores))
+        scores.append(
+            [
+                analyze.prune_ratios(model, idx, targets),
+                analyze.linear_ratios(model, maps, idx, targets),
+                analyze.causal_matrix(model, idx),
+                analyze.angular_distance(model, idx)[0],
+                analyze.jacobian_deviation(model, idx)["per_token"],
+            ]
+        )
+    for one_by_one, at_once in zip(*scores, strict=True):
+        assert torch.allclose(one_by_one, at_once, atol=1e-9)
 
 
-# Models whose answer is known -----------------------------------------------------------------------------------------
-
-def silence(block):
-    """Make a block exactly zero: it adds nothing to the stream."""
-    block.attention.output.weight.data.zero_()
-    block.mlp.down.weight.data.zero_()
+# Models whose answer is known --------------------------------------------------------------------
 
 
 def test_a_zero_block_scores_nothing():
     model, (idx, targets) = build(), data()
-    silence(model.blocks[2])
+    block = model.blocks[2]
+    block.attention.output.weight.data.zero_()
+    block.mlp.down.weight.data.zero_()
+    jacobian = analyze.jacobian_deviation(model, idx)
     assert analyze.prune_ratios(model, idx, targets)[2] == 1
     assert (analyze.causal_matrix(model, idx)[2] == 0).all()
-    jacobian = analyze.jacobian_deviation(model, idx)
-    assert jacobian["deviation"][2] == 0 and jacobian["per_token"][2] == 0 and jacobian["spectral"][2] == pytest.approx(1)
+    assert jacobian["deviation"][2] == 0
+    assert jacobian["per_token"][2] == 0
+    assert jacobian["spectral"][2] == pytest.approx(1)
     assert analyze.block_influence(model, idx)[2].item() == pytest.approx(0, abs=1e-12)
     assert analyze.layer_variance(model, idx)["mlp"][2] == 0
 
 
 class LinearBlock(nn.Module):
-    """h -> h W^T + b with an asymmetric W: exactly linear, so its least-squares stand-in is the block itself."""
+    """h -> h W^T + b with an asymmetric W: exactly linear, so its least-squares stand-in is the
+    block itself."""
+
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(5)
-        self.weight = nn.Parameter(torch.eye(WIDTH, dtype=torch.float64) + torch.randn(WIDTH, WIDTH, dtype=torch.float64, generator=generator) / 3)
+        noise = torch.randn(WIDTH, WIDTH, dtype=torch.float64, generator=generator)
+        self.weight = nn.Parameter(torch.eye(WIDTH, dtype=torch.float64) + noise / 3)
         self.bias = nn.Parameter(torch.randn(WIDTH, dtype=torch.float64, generator=generator))
 
     def forward(self, h):
         return F.linear(h, self.weight, self.bias)
 
 
-def test_a_linear_block_is_recovered_and_the_transposed_map_is_not_it():
+def test_a_linear_block_is_recovered():
     model, (idx, targets), (fit_idx, _) = build(), data(), data(9, seed=1)
     model.blocks[1] = LinearBlock()
     maps = analyze.fit_linear_maps(model, fit_idx)
-    assert torch.allclose(maps[1][0], model.blocks[1].weight, atol=1e-8) and torch.allclose(maps[1][1], model.blocks[1].bias, atol=1e-8)
-    assert analyze.linear_ratios(model, maps, idx, targets)[1].item() == pytest.approx(1, abs=1e-9)
-    assert abs(analyze.linear_ratios(model, maps, idx, targets, transposed=True)[1].item() - 1) > 1e-3
+    W, b = maps[1]
+    assert torch.allclose(W, model.blocks[1].weight, atol=1e-8)
+    assert torch.allclose(b, model.blocks[1].bias, atol=1e-8)
+    ratios = analyze.linear_ratios(model, maps, idx, targets)
+    assert ratios[1].item() == pytest.approx(1, abs=1e-9)
 
 
-def test_the_fit_is_stable_where_features_span_ten_orders_of_magnitude(monkeypatch):
+def test_the_transposed_map_of_a_linear_block_is_not_the_block():
+    model, (idx, targets), (fit_idx, _) = build(), data(), data(9, seed=1)
+    model.blocks[1] = LinearBlock()
+    maps = analyze.fit_linear_maps(model, fit_idx)
+    ratios = analyze.linear_ratios(model, maps, idx, targets, transposed=True)
+    assert abs(ratios[1].item() - 1) > 1e-3
+
+
+def test_the_fit_is_stable_where_features_span_ten_orders_of_magnitude():
     model, (fit_idx, _) = build(n_layer=1), data(40, seed=1)
     model.blocks[0] = LinearBlock()
     model.embedding.weight.data *= torch.logspace(-5, 5, WIDTH, dtype=torch.float64)
-    (W, b), = analyze.fit_linear_maps(model, fit_idx)
+    ((W, b),) = analyze.fit_linear_maps(model, fit_idx)
     with torch.no_grad():
         h = model.embed(fit_idx)
         assert torch.allclose(F.linear(h, W, b), model.blocks[0](h), rtol=1e-6, atol=1e-6)
@@ -254,77 +386,143 @@ def test_swapping_identical_blocks_changes_nothing():
     model, (idx, targets) = build(), data()
     model.blocks[3].load_state_dict(model.blocks[1].state_dict())
     matrix = analyze.permutation_matrix(model, idx, targets)
-    assert matrix[1, 3] == matrix[3, 1] == 0 and matrix[0, 1] > 1e-4
+    assert matrix[1, 3] == matrix[3, 1] == 0
+    assert matrix[0, 1] > 1e-4
 
 
-def test_summaries_by_hand():
+def test_usefulness_by_hand():
     assert analyze.usefulness([1.2, 1.05, 1.11, 0.9]) == 0.5
-    assert analyze.usefulness([1.2, 1.05, 1.11, 0.9], 1.01) == 0.75
+    assert analyze.usefulness([1.2, 1.05, 1.11, 0.9], threshold=1.01) == 0.75
+
+
+def test_effective_depth_by_hand():
     assert analyze.effective_depth([1.5, 1.5, 1.0, 0.9]) == pytest.approx(2)
-    assert analyze.effective_depth([1.3, 1.1]) == pytest.approx(0.4 ** 2 / (0.09 + 0.01))
-    assert pair_mean(torch.zeros(1, 1)) is None
+    assert analyze.effective_depth([1.3, 1.1]) == pytest.approx(0.4**2 / (0.09 + 0.01))
+    assert analyze.effective_depth([1.0, 0.9]) == 0
 
 
-def test_interrupted_interventions_leave_the_model_as_it_was():
-    model, (idx, targets) = build(), data()
-    before = model(idx)[0]
+# Interrupted -------------------------------------------------------------------------------------
+
+
+def interrupt_after(n_calls):
+    """A forward pre-hook that raises KeyboardInterrupt at the call after so many."""
     calls = []
 
-    def interrupt(module, args):
+    def hook(module, args):
         calls.append(1)
-        if len(calls) > 8:
+        if len(calls) > n_calls:
             raise KeyboardInterrupt
-    handle = model.norm.register_forward_pre_hook(interrupt)
-    for score in (analyze.permutation_matrix, lambda m, i, t: analyze.cumulative_pruning(m, i, t, "greedy")):
-        calls.clear()
-        with pytest.raises(KeyboardInterrupt):
-            score(model, idx, targets)
+
+    return hook
+
+
+def greedy(model, idx, targets):
+    return analyze.cumulative_pruning(model, idx, targets, "greedy")
+
+
+@pytest.mark.parametrize("score", [analyze.permutation_matrix, greedy])
+def test_interrupted_interventions_leave_the_model_as_it_was(score):
+    model, (idx, targets) = build(), data()
+    before = model(idx)[0]
+    handle = model.norm.register_forward_pre_hook(interrupt_after(8))
+    with pytest.raises(KeyboardInterrupt):
+        score(model, idx, targets)
     handle.remove()
-    for interrupted in (analyze.layer_variance, analyze.jacobian_deviation):
-        handle = model.blocks[2].register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            interrupted(model, idx)
-        handle.remove()
+    assert torch.equal(model(idx)[0], before)
+
+
+@pytest.mark.parametrize("score", [analyze.layer_variance, analyze.jacobian_deviation])
+def test_interrupted_scores_leave_no_hooks(score):
+    model, (idx, _) = build(), data()
+    before = model(idx)[0]
+    handle = model.blocks[2].register_forward_pre_hook(interrupt_after(0))
+    with pytest.raises(KeyboardInterrupt):
+        score(model, idx)
+    handle.remove()
     assert torch.equal(model(idx)[0], before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-# Choices ----------------------------------------------------------------------------------------------------------
+# Multiple choice ---------------------------------------------------------------------------------
+
+
+def encode(text):
+    """Letters a to k as tokens 0 to 10."""
+    return [ord(letter) - ord("a") for letter in text]
+
+
+def random_items(n):
+    """Items whose contexts and choices are shorter and longer than a sequence."""
+    rng = np.random.default_rng(0)
+
+    def spell(length):
+        return "".join(chr(ord("a") + i) for i in rng.integers(VOCABULARY, size=length))
+
+    return [
+        {
+            "context": spell(rng.integers(1, 9)),
+            "choices": [spell(rng.integers(1, 8)) for _ in range(3)],
+            "answer": int(rng.integers(3)),
+        }
+        for _ in range(n)
+    ]
+
+
+@torch.no_grad()
+def mean_log_probability(model, context, choice):
+    """Of one choice's tokens, one at a time."""
+    choice = encode(choice)[:LENGTH]
+    ids = (encode(context) + choice)[-(LENGTH + 1) :]
+    log_probability = model(torch.tensor([ids[:-1]]))[0][0].log_softmax(-1)
+    of_tokens = [log_probability[t, ids[t + 1]].item() for t in range(len(ids) - 1)]
+    return np.mean(of_tokens[-len(choice) :])
+
 
 def test_choices_are_scored_by_mean_log_probability():
-    model = build()
-    encode = lambda text: [ord(letter) - 97 for letter in text]  # noqa: E731
-    rng = np.random.default_rng(0)
-    spell = lambda n: "".join(chr(97 + i) for i in rng.integers(11, size=n))  # noqa: E731
-    items, right = [], 0
-    for _ in range(40):
-        item = {"context": spell(rng.integers(1, 9)), "choices": [spell(rng.integers(1, 8)) for _ in range(3)], "answer": int(rng.integers(3))}
-        items.append(item)
-        means = []
-        for choice in item["choices"]:
-            choice = encode(choice)[:LENGTH]
-            ids = (encode(item["context"]) + choice)[-(LENGTH + 1):]
-            log_probability = model(torch.tensor([ids[:-1]]))[0][0].log_softmax(-1)
-            scored = [log_probability[t, ids[t + 1]].item() for t in range(len(ids) - 1)][-len(choice):]
-            means.append(np.mean(scored))
+    model, items = build(), random_items(40)
+    right = 0
+    for item in items:
+        means = [mean_log_probability(model, item["context"], c) for c in item["choices"]]
         right += int(np.argmax(means)) == item["answer"]
+    share = right / 40
     result = analyze.choice_accuracy(model, items, encode)
-    assert result["accuracy"] == right / 40 and result["items"] == 40
-    assert result["standard_error"] == pytest.approx(math.sqrt(right / 40 * (1 - right / 40) / 40))
+    assert result["accuracy"] == share
+    assert result["items"] == 40
+    assert result["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 40))
 
 
-@pytest.mark.parametrize("line", ["{", '{"context": "a", "choices": ["b"]}', '{"context": "a", "choices": ["b", "c"], "answer": 2}', '{"context": "a", "choices": ["b", ""], "answer": 0}', "[]"])
+BAD_ITEMS = {
+    "no JSON": "{",
+    "no answer": '{"context": "a", "choices": ["b"]}',
+    "an answer beyond the choices": '{"context": "a", "choices": ["b", "c"], "answer": 2}',
+    "an empty choice": '{"context": "a", "choices": ["b", ""], "answer": 0}',
+    "no object": "[]",
+}
+
+
+@pytest.mark.parametrize("line", BAD_ITEMS.values(), ids=BAD_ITEMS.keys())
 def test_bad_task_files_are_refused_with_their_line(tmp_path, line):
     good = json.dumps({"context": "a", "choices": ["b", "c"], "answer": 1})
     (tmp_path / "task.jsonl").write_text(good + "\n" + line + "\n")
-    with pytest.raises(analyze.BadInput, match="line 2"):
-        analyze.load_items(tmp_path / "task.jsonl")
+    with pytest.raises(BadInput, match="line 2"):
+        load_items(tmp_path / "task.jsonl")
 
 
-def test_a_depth_looks_the_same_in_every_figure_and_grows_lighter():
-    few, many = (analyze.point_styles([f"n_layer={L}" for L in depths]) for depths in ((4, 32), (1, 2, 3, 4, 8, 12, 16, 32, 64)))
-    assert all(few[point] == many[point] for point in few)
-    names, close = (analyze.point_styles(points) for points in (["full", "window-8", "window-32", "topk-4"], ["n_layer=10", "n_layer=11", "n_layer=12"]))
-    for styles in (dict(list(many.items())[1:-1]), names, close):  # from 2 to 32 blocks, beyond which colours end
-        light = [np.dot(style["color"][:3], (0.3, 0.59, 0.11)) for style in styles.values()]
-        assert light == sorted(set(light)) and len({style["marker"] for style in styles.values()}) == len(styles)
+# What a run's analysis holds ---------------------------------------------------------------------
+
+
+def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
+    """All of it as plain numbers and lists, and nothing that nobody reads."""
+    model = build().float()
+    monkeypatch.setattr(analyze, "held_out_sequences", lambda *_, parity=0, device: data(3, parity))
+    scores = analyze.score_run(model, None, 3, torch.device("cpu"))
+    assert json.loads(json.dumps(scores)) == scores
+    assert set(scores["jacobian"]) == {"deviation", "off_diagonal", "spectral", "per_token"}
+    assert not scores.keys() & {"share_above", "thresholds"}
+    idx, targets = data(3, 0)
+    ratios = analyze.linear_ratios(
+        model, analyze.fit_linear_maps(model, data(3, 1)[0]), idx, targets
+    )
+    assert scores["linear_ratios"]["held_out"] == pytest.approx(ratios.tolist(), rel=1e-5)
+    assert scores["usefulness"]["held_out"] == analyze.usefulness(ratios)
+    assert scores["causal"] == pytest.approx(analyze.pair_mean(analyze.causal_matrix(model, idx)))
