@@ -10,7 +10,7 @@
 A run differs from the others of its sweep by its point, which its seeds share: the name of a
 [[point]], the values of the swept options, or both. config.json says which, under "sweep":
 
-    {"point": "4-gqa", "rung": 4, "place": 4, "options": ["seed"]}
+    {"point": "4-gqa", "rung": 4, "place": 5, "options": ["seed"]}
     {"point": null, "rung": null, "place": 0, "options": ["n_layer", "seed"]}
 """
 
@@ -137,8 +137,8 @@ class Run:
 
 def sweep_from_name(name, places):
     """What `config["sweep"]` would say, for a run from before it was written: read from the run's
-    name, such as 4-gqa,seed=1. Here alone a name is taken apart. places {point: its number} grows
-    by every point that it has not seen."""
+    name, such as 4-gqa,seed=1. Here alone a name is taken apart. places {[[point]]: its number}
+    grows by every one that it has not seen."""
     values = dict(part.split("=", 1) for part in name.split(",") if "=" in part)
     options = [option for option in values if option in OPTIONS]
     point = ",".join(part for part in name.split(",") if part.split("=")[0] not in options)
@@ -147,7 +147,7 @@ def sweep_from_name(name, places):
     return {
         "point": point,
         "rung": int(rung[1]) if rung else None,
-        "place": places.setdefault(point, len(places)),
+        "place": places.setdefault(point, len(places) + 1) if point else 0,
         "options": options,
     }
 

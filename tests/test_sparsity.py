@@ -1,138 +1,257 @@
-"""sparsity.py: densities on models whose answer is known, and the theory against models drawn at random."""
+"""sparsity.py: densities on models whose answer is known, and the theory against models drawn at
+random."""
+
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TOGGLES, build, tokens
 
 import sparsity
 from model import GPT
-from test_model import TOGGLES, build, tokens
+
+# Weights -----------------------------------------------------------------------------------------
 
 
 def test_weight_density_by_hand():
     assert sparsity.weight_density(torch.tensor([1.0, -1, 1, -1])) == pytest.approx(1)
     assert sparsity.weight_density(torch.tensor([0.0, 0, 0, 5])) == pytest.approx(1 / 4)
-    gaussian = torch.randn(400, 400, generator=torch.Generator().manual_seed(0))
-    assert sparsity.weight_density(gaussian) == pytest.approx(2 / math.pi, rel=0.01)
-    assert sparsity.weight_density(gaussian * 1e-3) == pytest.approx(sparsity.weight_density(gaussian))  # scale-free
     assert sparsity.weight_density(torch.zeros(3)) == 0
+
+
+def test_weight_density_of_a_gaussian_whatever_its_scale():
+    gaussian = torch.randn(400, 400, generator=torch.Generator().manual_seed(0))
+    density = sparsity.weight_density(gaussian)
+    assert density == pytest.approx(2 / math.pi, rel=0.01)
+    assert sparsity.weight_density(gaussian * 1e-3) == pytest.approx(density)
 
 
 def test_weights_below_the_threshold_are_counted_over_the_blocks_matrices():
     model = build()
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
-    block = model.blocks[0]
-    block.mlp.down.weight.data.fill_(sparsity.SMALL_WEIGHT / 2)
+    small = model.blocks[0].mlp.down.weight
+    small.data.fill_(sparsity.SMALL_WEIGHT / 2)
     total = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
-    assert sparsity.weight_sparsity(model)["share_below"] == pytest.approx(block.mlp.down.weight.numel() / total)
-    assert sparsity.weight_sparsity(model)["density"] == pytest.approx(1)
+    measured = sparsity.weight_sparsity(model)
+    assert measured["share_below"] == pytest.approx(small.numel() / total)
+    assert measured["density"] == pytest.approx(1)
 
 
-def test_attended_keys_of_uniform_and_of_single_minded_attention():
+# Attention ---------------------------------------------------------------------------------------
+
+
+def test_uniform_attention_attends_to_every_key():
     model = build()
     for block in model.blocks:
-        block.attention.query_key_value.weight.data.zero_()     # every score equal: uniform over q + 1 keys
+        block.attention.query_key_value.weight.data.zero_()  # every score equal
     attended = sparsity.attended_keys(model, tokens())
-    assert torch.allclose(attended["keys"], torch.full((2, 4), (12 + 1) / 2, dtype=torch.float64), atol=1e-4)
+    mean_of_1_to_12 = torch.full((2, 4), (12 + 1) / 2, dtype=torch.float64)
+    assert torch.allclose(attended["keys"], mean_of_1_to_12, atol=1e-4)
     assert torch.allclose(attended["share"], torch.ones(2, 4, dtype=torch.float64), atol=1e-5)
-    for options, keys in ((dict(attention="window", window=1), 1.0), (dict(attention="topk", topk=1), 1.0)):
-        assert torch.allclose(sparsity.attended_keys(build(**options), tokens())["keys"], torch.tensor(keys, dtype=torch.float64), atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [dict(window=1), dict(topk=1)], ids=["window", "topk"])
+def test_single_minded_attention_attends_to_one_key(options):
+    model = build(attention=next(iter(options)), **options)
+    attended = sparsity.attended_keys(model, tokens())
+    assert torch.allclose(attended["keys"], torch.ones(2, 4, dtype=torch.float64), atol=1e-4)
+
+
+def effective_keys(weights):
+    """exp(entropy) of one query's attention, a list."""
+    return math.exp(-sum(w * math.log(w) for w in weights if w > 0))
 
 
 @pytest.mark.parametrize("toggle", ["plain", "gqa", "window", "topk", "together"])
+@torch.no_grad()
 def test_attended_keys_against_a_loop(toggle, monkeypatch):
     monkeypatch.setattr(sparsity, "ATTENTION_ENTRIES", 4 * 12 * 12)  # one sequence at a time
     model, idx = build(large_weights=True, **TOGGLES[toggle]).eval(), tokens()
     attended = sparsity.attended_keys(model, idx)
-    with torch.no_grad():
-        h = model.embed(idx)
-        for layer, block in enumerate(model.blocks):
-            weights = block.attention.weights(*block.attention_norm(h))
-            for head in range(4):
-                effective = [[math.exp(-sum(w * math.log(w) for w in weights[b, head, q].tolist() if w > 0)) for q in range(12)] for b in range(3)]
-                assert attended["keys"][layer, head].item() == pytest.approx(sum(map(sum, effective)) / 36, rel=1e-4)
-                share = sum(e / (q + 1) for row in effective for q, e in enumerate(row)) / 36
-                assert attended["share"][layer, head].item() == pytest.approx(share, rel=1e-4)
-            h = block(h)
+    h = model.embed(idx)
+    for layer, block in enumerate(model.blocks):
+        weights = block.attention.weights(block.attention_norm(h))
+        for head in range(4):
+            keys, shares = [], []
+            for b in range(3):
+                for q in range(12):
+                    effective = effective_keys(weights[b, head, q].tolist())
+                    keys.append(effective)
+                    shares.append(effective / (q + 1))
+            assert attended["keys"][layer, head].item() == pytest.approx(np.mean(keys), rel=1e-4)
+            assert attended["share"][layer, head].item() == pytest.approx(np.mean(shares), rel=1e-4)
+        h = block(h)
 
 
-def test_expert_use_and_balance():
-    model = build(n_expert=4, n_expert_active=2, expert_hidden=16).eval()
-    with torch.no_grad():
-        model.blocks[0].mlp.router.weight.zero_()
-        model.blocks[0].mlp.router.weight[:2] = model.embedding.weight.mean(0) * 0  # ties: the same two for every token
-    use = sparsity.expert_use(model, tokens())
-    assert use.shape == (2, 4) and torch.allclose(use.sum(1), torch.ones(2, dtype=torch.float64))
+# Experts -----------------------------------------------------------------------------------------
+
+FOUR_EXPERTS = dict(n_expert=4, n_expert_active=2, expert_hidden=16)
+
+
+def undecided_router():
+    """A model whose first router gives every token the same two experts, as all are tied."""
+    model = build(**FOUR_EXPERTS).eval()
+    model.blocks[0].mlp.router.weight.data.zero_()
+    return model
+
+
+def test_expert_use_of_an_undecided_router():
+    use = sparsity.expert_use(undecided_router(), tokens())
+    assert use.shape == (2, 4)
+    assert torch.allclose(use.sum(dim=1), torch.ones(2, dtype=torch.float64))
     assert sorted(use[0].tolist()) == [0, 0, 0.5, 0.5]
-    trained = build(large_weights=True, n_expert=4, n_expert_active=2, expert_hidden=16).eval()
-    with torch.no_grad():
-        h = trained.embed(tokens())
-        for block, share in zip(trained.blocks, sparsity.expert_use(trained, tokens())):
-            x = h + block.attention(*block.attention_norm(h))
-            normed = x / x.square().mean(dim=-1, keepdim=True).sqrt() * block.mlp_norm.weight
-            best = [sorted(range(4), key=lambda e: -float(block.mlp.router.weight[e] @ token))[:2] for token in normed.view(-1, 16)]
-            assert share.tolist() == pytest.approx([sum(e in pair for pair in best) / (2 * len(best)) for e in range(4)])
-            h = block(h)
-    result = sparsity.densities(model, tokens())
-    assert result["expert_balance"][0] == pytest.approx(0.5) and result["expert"] == 0.5
-    assert result["key_value"] == 1 and sparsity.densities(build(n_kv_head=1), tokens())["key_value"] == 0.25
-    assert sparsity.densities(build(), tokens())["expert"] == 1 and sparsity.expert_use(build(), tokens()) is None
-    shared = build(**TOGGLES["moe_shared"])
-    assert sparsity.densities(shared, tokens())["expert"] == pytest.approx(2 / 5)
 
 
-# Theory -----------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def test_expert_use_against_a_loop_over_tokens():
+    model = build(large_weights=True, **FOUR_EXPERTS).eval()
+    h = model.embed(tokens())
+    for block, share in zip(model.blocks, sparsity.expert_use(model, tokens()), strict=True):
+        x = h + block.attention(block.attention_norm(h))
+        normed = x / x.square().mean(dim=-1, keepdim=True).sqrt() * block.mlp_norm.weight
+        chosen = []
+        for token in normed.view(-1, 16):
+            logits = [float(row @ token) for row in block.mlp.router.weight]
+            chosen += sorted(range(4), key=lambda e, logits=logits: -logits[e])[:2]
+        expected = [chosen.count(e) / len(chosen) for e in range(4)]
+        assert share.tolist() == pytest.approx(expected)
+        h = block(h)
 
-def test_gaussian_kernel_against_known_integrals():
-    rho = torch.tensor([-0.5, 0.0, 0.3, 0.9, 1.0], dtype=torch.float64)
-    assert torch.allclose(sparsity.gaussian_kernel(lambda z: z, rho), rho, atol=1e-6)
-    assert torch.allclose(sparsity.gaussian_kernel(lambda z: z ** 2, rho), 1 + 2 * rho ** 2, atol=1e-6)
-    assert torch.allclose(sparsity.gaussian_kernel(torch.exp, rho), torch.exp(1 + rho), rtol=1e-5)
-    orthant = 0.25 + torch.asin(rho) / (2 * math.pi)                      # P(z > 0, z' > 0)
-    step = sparsity.gaussian_kernel(lambda z: (z > 0).double(), rho, n_terms=400)
-    assert torch.allclose(step, orthant, atol=2e-3)
+
+def test_a_dense_model_has_no_expert_use():
+    assert sparsity.expert_use(build(), tokens()) is None
 
 
-def test_branches_by_hand_in_the_simplest_case():
-    """Distinct tokens, m keys each: attention adds n^2 s^4 / m; a narrow SwiGLU hidden n^2 s^6 / 4."""
-    n, s2, T = 64, 1e-4, 10
-    identity, probability = torch.eye(T, dtype=torch.float64), torch.ones(T, T, dtype=torch.float64).tril()
-    probability /= probability.sum(1, keepdim=True)
-    added = sparsity.attention_branch(n, s2, s2, probability, identity).diagonal()
-    assert torch.allclose(added, n ** 2 * s2 ** 2 / torch.arange(1.0, T + 1, dtype=torch.float64))
-    everywhere = torch.ones(T, T, dtype=torch.float64)                     # fully correlated: nothing averages away
-    assert torch.allclose(sparsity.attention_branch(n, s2, s2, probability, everywhere).diagonal(), torch.tensor(n ** 2 * s2 ** 2, dtype=torch.float64))
-    narrow = sparsity.mlp_branch(n, 32, s2, s2, identity)[0, 0].item()
-    assert narrow == pytest.approx(32 * s2 * (n * s2) ** 2 / 4, rel=0.02)
-    assert sparsity.mlp_branch(n, 32, s2 / 2, s2 / 2, identity)[0, 0].item() == pytest.approx(narrow / 8, rel=0.02)
+# All four ----------------------------------------------------------------------------------------
+
+
+def test_balance_is_the_share_of_experts_that_are_used():
+    result = sparsity.densities(undecided_router(), tokens())
+    assert result["expert_balance"][0] == pytest.approx(0.5)
+
+
+EXPERT_DENSITY = [({}, 1), (FOUR_EXPERTS, 0.5), (TOGGLES["moe_shared"], 2 / 5)]
+
+
+@pytest.mark.parametrize("options, density", EXPERT_DENSITY)
+def test_expert_density_counts_shared_experts_as_used(options, density):
+    result = sparsity.densities(build(**options), tokens())
+    assert result["expert"] == pytest.approx(density)
+
+
+@pytest.mark.parametrize("n_kv_head, density", [(4, 1), (1, 0.25)])
+def test_key_value_density(n_kv_head, density):
+    result = sparsity.densities(build(n_kv_head=n_kv_head), tokens())
+    assert result["key_value"] == density
+
+
+# Theory ------------------------------------------------------------------------------------------
+
+RHO = torch.tensor([-0.5, 0.0, 0.3, 0.9, 1.0], dtype=torch.float64)
+INTEGRALS = {  # function, and E[f(z) f(z')] at correlation rho
+    "identity": (lambda z: z, RHO),
+    "square": (lambda z: z**2, 1 + 2 * RHO**2),
+    "exp": (torch.exp, torch.exp(1 + RHO)),
+}
+
+
+@pytest.mark.parametrize("function, expected", INTEGRALS.values(), ids=INTEGRALS.keys())
+def test_gaussian_kernel_against_known_integrals(function, expected):
+    kernel = sparsity.gaussian_kernel(function, RHO)
+    assert torch.allclose(kernel, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gaussian_kernel_of_a_step_is_the_chance_of_an_orthant():
+    both_positive = 0.25 + torch.asin(RHO) / (2 * math.pi)
+    kernel = sparsity.gaussian_kernel(lambda z: (z > 0).double(), RHO, n_terms=400)
+    assert torch.allclose(kernel, both_positive, atol=2e-3)
+
+
+N, S2, T = 64, 1e-4, 10  # width, variance of the weights, positions
+DISTINCT = torch.eye(T, dtype=torch.float64)  # no two tokens are correlated
+
+
+def uniform_attention():
+    """(T, T): position q attends to its q + 1 keys alike."""
+    probability = torch.ones(T, T, dtype=torch.float64).tril()
+    return probability / probability.sum(dim=1, keepdim=True)
+
+
+def test_attention_averages_distinct_tokens():
+    """Over m keys, n^2 s2^2 / m."""
+    added = sparsity.attention_branch(N, S2, S2, uniform_attention(), DISTINCT)
+    expected = N**2 * S2**2 / torch.arange(1.0, T + 1, dtype=torch.float64)
+    assert torch.allclose(added.diagonal(), expected)
+
+
+def test_attention_averages_nothing_away_of_equal_tokens():
+    equal = torch.ones(T, T, dtype=torch.float64)
+    added = sparsity.attention_branch(N, S2, S2, uniform_attention(), equal)
+    assert torch.allclose(added.diagonal(), torch.tensor(N**2 * S2**2, dtype=torch.float64))
+
+
+def test_a_narrow_swiglu_adds_the_third_power_of_its_weights_variance():
+    """hidden n^2 s2^3 / 4, so an eighth for half the weights."""
+    narrow = sparsity.mlp_branch(N, 32, S2, S2, DISTINCT)[0, 0].item()
+    thinned = sparsity.mlp_branch(N, 32, S2 / 2, S2 / 2, DISTINCT)[0, 0].item()
+    assert narrow == pytest.approx(32 * S2 * (N * S2) ** 2 / 4, rel=0.02)
+    assert thinned == pytest.approx(narrow / 8, rel=0.02)
+
+
+def test_the_spread_of_attention_follows_the_weights_variance():
+    """Against scores drawn at random: E[sum p^2] / sum E[p]^2 over many keys."""
+    config, _ = sparsity.theory_model(n_layer=1, n_embd=512, T=16)
+    for keep in (1.0, 0.5):
+        s2 = keep * 0.05**2  # large, so that the spread is far from 1
+        _, spread = sparsity.attention_probability(config, 16, s2)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 400, 512, generator=generator, dtype=torch.float64)
+        W = torch.randn(2, 512, 512, generator=generator, dtype=torch.float64) * math.sqrt(s2)
+        query, key = x @ W
+        p = (query @ key.T / math.sqrt(512)).softmax(dim=-1)
+        simulated = p.square().mean() / p.mean() ** 2
+        assert spread[0].item() == pytest.approx(simulated.item(), rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def two_tokens_at_many_routers():
+    """(2, 4000, E) probabilities of two tokens at random routers, and the tokens' correlation."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, N, generator=generator)
+    x = x / x.square().mean(-1, keepdim=True).sqrt()
+    x[1] = 0.8 * x[0] + 0.6 * (x[1] - x[0] * (x[0] * x[1]).mean())  # correlation 0.8, roughly
+    square = [(x[i] * x[i]).mean().double() for i in range(2)]
+    correlation = (x[0] * x[1]).mean().double() / (square[0] * square[1]).sqrt()
+    routers = torch.randn(4000, N, 16, generator=generator) * 0.02
+    logits = torch.stack([(token @ routers)[:, 0] for token in x])
+    return logits.softmax(-1), correlation.item()
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_routing_factor_against_random_routers(normalize):
-    n_embd, n_expert, n_active = 64, 16, 2
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 1, n_embd, generator=rng)
-    x = x / x.square().mean(-1, keepdim=True).sqrt()
-    x[1] = 0.8 * x[0] + 0.6 * (x[1] - x[0] * (x[0] * x[1]).mean())         # correlation 0.8, roughly
-    rho = (x[0] * x[1]).mean().double() / (x[0].square().mean() * x[1].square().mean()).sqrt()
-    routers = torch.randn(4000, n_embd, n_expert, generator=rng) * 0.02
-    logits = torch.stack([(token @ routers)[:, 0] for token in x])         # (2, 4000, E)
-    probability = logits.softmax(-1)
-    kept = probability * F.one_hot(probability.topk(n_active).indices, n_expert).sum(-2)
+@pytest.mark.parametrize("other, tolerance", [(0, 0.05), (1, 0.12)])  # itself, the other token
+def test_routing_factor_against_random_routers(
+    normalize, other, tolerance, two_tokens_at_many_routers
+):
+    """Between two tokens the theory is exact only for many experts."""
+    probability, correlation = two_tokens_at_many_routers
+    chosen = F.one_hot(probability.topk(2).indices, 16).sum(dim=-2)
+    kept = probability * chosen
     if normalize:
-        kept = kept / kept.sum(-1, keepdim=True)
-    for a, b, correlation, tolerance in ((0, 0, 1.0, 0.05), (0, 1, rho.item(), 0.12)):  # between tokens: exact for many experts
-        simulated = (kept[a] * kept[b]).sum(-1).mean().item()
-        theory = sparsity.moe_routing(n_embd, n_expert, n_active, 4e-4, torch.tensor([correlation], dtype=torch.float64), normalize).item()
-        assert theory == pytest.approx(simulated, rel=tolerance)
+        kept = kept / kept.sum(dim=-1, keepdim=True)
+    simulated = (kept[0] * kept[other]).sum(dim=-1).mean().item()
+    rho = torch.tensor([correlation if other else 1.0], dtype=torch.float64)
+    theory = sparsity.moe_routing(N, 16, 2, 0.02**2, rho, normalize).item()
+    assert theory == pytest.approx(simulated, rel=tolerance)
 
 
 @pytest.mark.parametrize("case", sparsity.THEORY_CASES)
 def test_theory_agrees_with_the_real_model_within_five_percent(case):
-    """Up to the sampling error of 16 small models; python sparsity.py --theory uses more and wider ones."""
+    """Up to the sampling error of 16 small models; sparsity.py --theory uses more and wider
+    ones."""
     options, keep = sparsity.THEORY_CASES[case]
     config, idx = sparsity.theory_model(n_embd=128, **options)
     predicted = torch.tensor(sparsity.predict_variance(config, idx, keep))
@@ -152,21 +271,65 @@ def test_sharing_keys_and_values_changes_no_prediction():
 def test_simulation_thins_only_the_blocks():
     config, idx = sparsity.theory_model(n_layer=2, n_embd=32)
     torch.manual_seed(0)
-    h0 = GPT(config).embed(idx[None]).var(dim=-1).mean().item()
-    assert sparsity.simulate_variance(config, idx, 0.5, n_seeds=1)[0, 0].item() == pytest.approx(h0, rel=1e-5)
+    h_0 = GPT(config).embed(idx[None]).var(dim=-1).mean().item()
+    simulated = sparsity.simulate_variance(config, idx, 0.5, n_seeds=1)
+    assert simulated[0, 0].item() == pytest.approx(h_0, rel=1e-5)
 
 
-def test_masks_are_judged_by_the_growth_that_was_simulated(tmp_path, monkeypatch):
-    small = sparsity.theory_model
-    monkeypatch.setattr(sparsity, "theory_model", lambda n_layer, **options: small(n_layer=n_layer, n_embd=64, T=16, **options))
-    monkeypatch.setattr(sparsity, "MASKS", {"window": {n: dict(attention="window", window=n) for n in (1, 4, 16)}})
-    sparsity.draw_masks(tmp_path, n_seeds=4, depths=(1, 2))
-    window = json.loads((tmp_path / "theory_masks.json").read_text())["patterns"]["window"]
-    assert [row["density"] for row in window["points"]] == pytest.approx([16 / 136, (16 * 4 - 6) / 136, 1])
-    for row, n in zip(window["points"], (1, 4, 16)):
-        config, idx = small(n_layer=2, n_embd=64, T=16, attention="window", window=n)
-        growth = sparsity.simulate_variance(config, idx, n_seeds=4)
-        assert row["growth"][1] == pytest.approx((growth[:, 1] / growth[:, 0]).tolist()) and row["predicted"][0] == 1
-    # one block adds n_embd^2 * 0.02^4 / (keys in sight), so a window of one key adds most: C10 is wrong for one block
-    assert window["verdicts"]["1"]["verdict"] == "opposed" and window["verdicts"]["1"]["effect"] < 0
+# What --theory writes ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_theory(monkeypatch):
+    """sparsity.theory_model at width 64 and 16 positions."""
+    full_size = sparsity.theory_model
+
+    def small(n_layer=2, **options):
+        return full_size(n_layer=n_layer, n_embd=64, T=16, **options)
+
+    monkeypatch.setattr(sparsity, "theory_model", small)
+    return small
+
+
+def test_cases_are_predicted_and_simulated(tmp_path, monkeypatch, small_theory, capsys):
+    monkeypatch.setattr(sparsity, "THEORY_CASES", {"half": ({}, 0.5)})
+    sparsity.theory_of_cases(tmp_path, n_seeds=4)
+    case = json.loads((tmp_path / "theory.json").read_text())["cases"]["half"]
+    config, idx = small_theory()
+    simulated = sparsity.simulate_variance(config, idx, 0.5, n_seeds=4)
+    assert case["predicted"] == sparsity.predict_variance(config, idx, 0.5)
+    assert case["simulated"] == pytest.approx(simulated.mean(dim=0).tolist())
+    assert case["standard_error"] == pytest.approx((simulated.std(dim=0) / 2).tolist())
+    assert "half" in capsys.readouterr().out
+    assert (tmp_path / "theory.png").stat().st_size > 5000
+
+
+@pytest.fixture
+def three_windows(tmp_path, monkeypatch, small_theory):
+    """What theory_masks.json holds of windows of 1, 4 and all 16 keys, after 1 and 2 blocks."""
+    monkeypatch.setattr(sparsity, "MASK_SIZES", {"window": ("window", (16, 1, 4))})
+    sparsity.theory_of_masks(tmp_path, n_seeds=4, depths=(1, 2))
     assert (tmp_path / "theory_masks.png").stat().st_size > 5000
+    return json.loads((tmp_path / "theory_masks.json").read_text())["patterns"]["window"]
+
+
+def test_masks_stand_in_the_order_of_their_density(three_windows):
+    density = [row["density"] for row in three_windows["points"]]
+    assert density == pytest.approx([16 / 136, (16 * 4 - 6) / 136, 1])
+
+
+def test_growth_under_a_mask_is_what_was_simulated(three_windows, small_theory):
+    for row, window in zip(three_windows["points"], (1, 4, 16), strict=True):
+        config, idx = small_theory(attention="window", window=window)
+        simulated = sparsity.simulate_variance(config, idx, n_seeds=4)
+        growth = simulated[:, 1] / simulated[:, 0]
+        assert row["growth"][1] == pytest.approx(growth.tolist())
+        assert row["predicted"][0] == 1
+
+
+def test_masks_are_judged_by_that_growth(three_windows):
+    """One block adds n_embd^2 * 0.02^4 / (keys in sight), so a window of one key adds most: C10 is
+    wrong for one block."""
+    after_one_block = three_windows["verdicts"]["1"]
+    assert after_one_block["verdict"] == "opposed"
+    assert after_one_block["effect"] < 0

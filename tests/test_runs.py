@@ -1,0 +1,237 @@
+"""results/runs.py: what a run folder holds, what its sweep varies, published files and back."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from configs.read import TrainConfig
+from data.files import BadInput, write_json
+from model import GPT, GPTConfig
+from results import runs
+from results.runs import Run, finished, load_run, publish_runs, read_log, read_runs, restore_runs
+
+SMALL = {"block_size": 12, "vocab_size": 20, "n_layer": 2, "n_head": 4, "n_embd": 16}
+
+
+def sweep(*options, point=None, rung=None, place=0):
+    return {"point": point, "rung": rung, "place": place, "options": list(options)}
+
+
+def config_of(varies=None, **options):
+    """What config.json holds; without `varies`, as it was before it said what the sweep varies."""
+    written = {**asdict(GPTConfig(**SMALL)), **asdict(TrainConfig()), "data_sha256": "x", **options}
+    return written if varies is None else {**written, "sweep": varies}
+
+
+def run(name="run", varies=None, diverged=False, analysis=None, **options):
+    log = [{"step": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
+    return Run(name, config_of(varies, **options), {"diverged": diverged}, log, analysis)
+
+
+def write_folder(folder, run):
+    """What train.py and analyze.py leave behind, without weights."""
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in run.log))
+    for name in ("config", "summary", "analysis"):
+        if getattr(run, name) is not None:
+            write_json(folder / f"{name}.json", getattr(run, name))
+
+
+# What a sweep varies -----------------------------------------------------------------------------
+
+
+def test_a_run_is_described_by_its_config():
+    varies = sweep("n_layer", "learning_rate", "seed", point="gqa", rung=4)
+    gqa = run("whatever", varies, n_layer=8, learning_rate=3e-3, seed=2)
+    assert gqa.options == {"n_layer": 8, "learning_rate": 3e-3}
+    assert gqa.parts == ["gqa", "n_layer=8", "learning_rate=0.003"]
+    assert gqa.point == "gqa,n_layer=8,learning_rate=0.003"
+    assert (gqa.seed, gqa.rung) == (2, 4)
+
+
+def test_a_config_without_a_sweep_has_one_point():
+    assert run("run", sweep()).point == "run"
+    assert run("seed=1", sweep("seed"), seed=1).point == "run"
+
+
+@pytest.mark.parametrize("numbers", [(4, 16), (16, 4)])
+def test_runs_of_a_folder_come_in_the_order_of_points_options_and_seeds(tmp_path, numbers):
+    for place, point in enumerate(("later", "early")[::-1], start=1):
+        for L in numbers:
+            for seed in (10, 9):
+                varies = sweep("n_layer", "seed", point=point, place=place)
+                name = f"{point},n_layer={L},seed={seed}"
+                write_folder(tmp_path / name, run(name, varies, n_layer=L, seed=seed))
+    names = [each.name for each in read_runs(tmp_path)]
+    assert names == [
+        f"{point},n_layer={L},seed={seed}"
+        for point in ("early", "later")
+        for L in (4, 16)
+        for seed in (9, 10)
+    ]
+
+
+def test_unfinished_runs_are_left_out(tmp_path):
+    write_folder(tmp_path / "n_layer=2", run("n_layer=2", sweep("n_layer")))
+    write_folder(tmp_path / "n_layer=4", run("n_layer=4", sweep("n_layer"), n_layer=4))
+    (tmp_path / "n_layer=4/summary.json").unlink()
+    assert [each.name for each in read_runs(tmp_path)] == ["n_layer=2"]
+
+
+OLDER = {  # name of a run from before config.json said what varies: what it should have said
+    "n_layer=8": sweep("n_layer"),
+    "n_layer=8,seed=2": sweep("n_layer", "seed"),
+    "n_layer=8,learning_rate=0.00075,seed=2": sweep("n_layer", "learning_rate", "seed"),
+    "window-8,seed=2": sweep("seed", point="window-8", place=1),
+    "0-shallow,seed=2": sweep("seed", point="0-shallow", rung=0, place=1),
+    "w128-L4": sweep(point="w128-L4", place=1),
+    "layer-norm-scaling,n_layer=8": sweep("n_layer", point="layer-norm-scaling", place=1),
+    "seed=2": sweep("seed"),
+    "run": sweep(),
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_older_files_are_told_what_varies_by_the_names_of_their_runs(tmp_path, name):
+    older = asdict(run(name, n_layer=8, learning_rate=7.5e-4, seed=2))
+    (tmp_path / "sweep.json").write_text(json.dumps([{**older, "seed": 2}]))
+    (read,) = read_runs(tmp_path / "sweep.json")
+    assert read.config["sweep"] == OLDER[name]
+    assert read.point == (name.removesuffix("seed=2").removesuffix(",") or "run")
+    assert read.seed == 2
+
+
+def test_points_of_older_files_are_numbered_as_they_appear(tmp_path):
+    names = ["full,seed=0", "full,seed=1", "window-8,seed=0", "full,seed=2"]
+    (tmp_path / "sweep.json").write_text(json.dumps([asdict(run(name)) for name in names]))
+    places = [each.config["sweep"]["place"] for each in read_runs(tmp_path / "sweep.json")]
+    assert places == [1, 1, 2, 1]
+
+
+def test_older_folders_are_read_too(tmp_path):
+    for L in (16, 4, 8):
+        write_folder(tmp_path / f"n_layer={L}", run(f"n_layer={L}", n_layer=L))
+    assert [each.options for each in read_runs(tmp_path)] == [{"n_layer": L} for L in (4, 8, 16)]
+
+
+# Published and restored --------------------------------------------------------------------------
+
+
+def measured_runs():
+    """Depths 4 and 16, two seeds each, with numbers of many digits."""
+    runs = []
+    for L in (4, 16):
+        for seed in (0, 1):
+            name, analysis = f"n_layer={L},seed={seed}", {"causal": 2 / 3, "pairs": [1 / 7]}
+            varies = sweep("n_layer", "seed")
+            scored = run(name, varies, analysis=analysis, n_layer=L, seed=seed, min_lr=0.003 / 10)
+            scored.log[0] |= {"mlp_variance": [3.0], "attention_variance": [5.0]}
+            runs.append(scored)
+    return runs
+
+
+def test_published_runs_are_read_back_with_six_digits(tmp_path):
+    originals = measured_runs()
+    publish_runs(originals, tmp_path / "sweep.json")
+    back = read_runs(tmp_path / "sweep.json")
+    assert [each.name for each in back] == [each.name for each in originals]
+    for published, original in zip(back, originals, strict=True):
+        assert published.config == original.config  # to the last digit
+        assert published.summary == original.summary
+        assert published.analysis == {"causal": 0.666667, "pairs": [0.142857]}
+        assert published.log == [{"step": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
+    assert originals[0].log[0]["mlp_variance"] == [3.0]  # what was published is left as it was
+
+
+def test_restored_runs_are_finished_folders(tmp_path):
+    publish_runs(measured_runs(), tmp_path / "sweep.json")
+    restore_runs(tmp_path / "sweep.json", tmp_path / "out")
+    assert read_runs(tmp_path / "out/sweep") == read_runs(tmp_path / "sweep.json")
+    for each in measured_runs():
+        assert finished(tmp_path / "out/sweep" / each.name, each.config)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_runs_that_cannot_be_scored_any_more_are_not_restored(tmp_path):
+    unscored = run("n_layer=8", sweep("n_layer"), n_layer=8)
+    diverged = run("n_layer=9", sweep("n_layer"), n_layer=9, diverged=True)
+    publish_runs([unscored, diverged], tmp_path / "sweep.json")
+    restore_runs(tmp_path / "sweep.json", tmp_path / "out")
+    assert [each.name for each in read_runs(tmp_path / "sweep.json")] == ["n_layer=8", "n_layer=9"]
+    assert [each.name for each in read_runs(tmp_path / "out/sweep")] == ["n_layer=9"]
+
+
+def test_restoring_never_overwrites(tmp_path):
+    publish_runs(measured_runs(), tmp_path / "sweep.json")
+    restore_runs(tmp_path / "sweep.json", tmp_path / "out")
+    with pytest.raises(BadInput, match="exists already"):
+        restore_runs(tmp_path / "sweep.json", tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"seeds": 32}', '[{"name": "run"}]'])
+def test_other_json_files_are_refused(tmp_path, text):
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(BadInput, match="no sweep that --publish wrote"):
+        read_runs(tmp_path / "other.json")
+
+
+# One folder --------------------------------------------------------------------------------------
+
+
+def test_a_trained_model_comes_back_in_eval_mode(tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**SMALL))
+    write_json(tmp_path / "config.json", config_of(sweep(), **asdict(model.config)))
+    torch.save({"model": model.state_dict()}, tmp_path / "ckpt.pt")
+    loaded, config = load_run(tmp_path)
+    assert not loaded.training
+    assert config == TrainConfig()
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True)
+    )
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="is not a run folder"):
+        load_run(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    write_json(tmp_path / "config.json", config_of(sweep()))
+    (tmp_path / "ckpt.pt").write_bytes(b"half a file")
+    with pytest.raises(BadInput, match="cannot be read"):
+        load_run(tmp_path)
+
+
+def test_a_line_that_was_cut_short_is_left_out_of_the_log(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 0}\n{"step": 5}\n{"st')
+    assert read_log(tmp_path) == [{"step": 0}, {"step": 5}]
+
+
+def test_a_run_is_finished_once_it_has_a_summary(tmp_path):
+    config = config_of(sweep("seed"))
+    assert not finished(tmp_path, config)
+    write_json(tmp_path / "config.json", config)
+    assert not finished(tmp_path, config)
+    write_json(tmp_path / "summary.json", {})
+    assert finished(tmp_path, config)
+
+
+def test_the_same_run_may_move_and_stand_in_another_sweep(tmp_path):
+    write_json(tmp_path / "config.json", config_of())
+    write_json(tmp_path / "summary.json", {})
+    elsewhere = {"out_dir": "other", "device": "cuda", "dtype": "bfloat16", "compile": False}
+    assert finished(tmp_path, config_of(sweep("n_layer"), **elsewhere))
+
+
+def test_another_runs_folder_is_refused(tmp_path):
+    write_json(tmp_path / "config.json", config_of())
+    with pytest.raises(BadInput, match="seed was 0, now 1"):
+        finished(tmp_path, config_of(seed=1))
+
+
+@pytest.mark.parametrize("number, shown", [(8, "8"), (0.003, "0.003"), (1e-5, "1e-05"), ("a", "a")])
+def test_values_are_shown_as_in_names(number, shown):
+    assert runs.as_text(number) == shown
