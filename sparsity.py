@@ -81,18 +81,9 @@ def expert_use(model, idx):
         with inputs_of(experts) as inputs:
             model(rows)
         for layer, moe in enumerate(experts):
-            x, gain = inputs[moe]
-            chosen = moe.route(x.flatten(0, -2), gain)[-1].flatten()
+            chosen = moe.route(inputs[moe][0].flatten(0, -2))[-1].flatten()
             counts[layer] += chosen.bincount(minlength=model.config.n_expert).double().cpu()
     return counts / counts.sum(dim=1, keepdim=True)
-
-
-def mask_density(config):
-    """Share of the causal (query, key) pairs that the attention pattern leaves in sight; for topk, chooses."""
-    from model import keys_in_sight
-    T = config.block_size
-    in_sight = keys_in_sight(config).clamp(max=config.topk if config.attention == "topk" else T)
-    return in_sight.sum().item() / (T * (T + 1) / 2)
 
 
 def densities(model, idx):
@@ -304,6 +295,7 @@ def draw_masks(folder, n_seeds=16, depths=(1, 4, 16)):
 
     from analyze import logarithmic, save_figure
     from configs.claims import interval, judge
+    from model import mask_density
     from train import write_json
     figure, axes = plt.subplots(1, len(depths), figsize=(12, 3.8), layout="constrained")
     results, bar = {}, tqdm(total=sum(map(len, MASKS.values())), desc="masks", disable=None)

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from configs.read import OPTIONS, WHERE_NOT_WHAT, TrainConfig, build_configs, load_points, parse_override
 from data.prepare import BadInput, or_one_sentence
 from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
+import fast
 from model import GPT, GPTConfig, cross_entropy
 
 
@@ -113,7 +114,7 @@ def build_training(model_config, config):
     model = GPT(model_config).to(device)
     model.compute_dtype = dtype
     if compiled:
-        model.compile_for_gpu()
+        fast.make_fast(model)
     on_gpu = device.type == "cuda"  # there the learning rate is a tensor, which a recorded step can read
     optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), betas=(0.9, 0.95), eps=1e-8, fused=True,
                                   capturable=on_gpu, lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate)
@@ -131,7 +132,7 @@ def make_update(model, optimizer, tokens, config):
         loss = torch.zeros((), device=device)
         for batch in rows.chunk(config.gradient_accumulation_steps):
             _, batch_loss = model(batch[:, :-1], batch[:, 1:])
-            ((batch_loss + model.router_loss()) / config.gradient_accumulation_steps).backward()
+            ((batch_loss + model.take_router_loss()) / config.gradient_accumulation_steps).backward()
             loss += batch_loss.detach() / config.gradient_accumulation_steps
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         # Clipping: fused AdamW divides by grad_scale as it reads the gradients, which saves a pass over them.

@@ -27,8 +27,7 @@ from functools import lru_cache
 import numpy as np
 
 from configs.read import WHERE_NOT_WHAT
-from model import GPTConfig
-from sparsity import mask_density
+from model import GPTConfig, mask_density
 
 
 @lru_cache

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from conftest import as_if_trained, each_toggle
 
 import analyze
 from analyze import pair_mean
 from model import GPT, GPTConfig
-from test_model import as_if_trained, each_toggle
 
 LAYERS, WIDTH, LENGTH = 4, 8, 6
 
@@ -37,7 +37,7 @@ def loss_through(model, functions, idx, targets):
         h = model.embedding.weight[row][None]
         for function in functions:
             h = function(h)
-        logits = model.head(*model.norm(h))[0]
+        logits = model.head(model.norm(h))[0]
         total += sum(-logits[t].log_softmax(0)[wanted[t]].item() for t in range(LENGTH))
     return total / idx.numel()
 
@@ -184,7 +184,7 @@ def test_variance_similarity_and_lens(toggle):
                 assert distance[a, b].item() == pytest.approx(np.mean(angles), abs=1e-6)
                 if b == a + 1:
                     assert influence[a].item() == pytest.approx(1 - np.mean(cosines), abs=1e-6)
-            early, final = (torch.distributions.Categorical(logits=model.head(*model.norm(h))) for h in (stack[a], stack[-1]))
+            early, final = (torch.distributions.Categorical(logits=model.head(model.norm(h))) for h in (stack[a], stack[-1]))
             assert lens[a].item() == pytest.approx(torch.distributions.kl_divergence(early, final).mean().item(), abs=1e-6)
     assert torch.equal(analyze.block_influence(model, idx), influence) and lens[-1] == 0
 

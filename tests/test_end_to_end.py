@@ -31,7 +31,7 @@ seed = [0, 1]
 def project(tmp_path_factory):
     """A copy of the code with a text prepared and a sweep trained."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("model.py", "train.py", "analyze.py", "sparsity.py"):
+    for name in ("model.py", "fast.py", "train.py", "analyze.py", "sparsity.py"):
         shutil.copy(REPOSITORY / name, folder)
     for name in ("configs/read.py", "configs/claims.py", "data/prepare.py", "data/read.py"):
         (folder / name).parent.mkdir(exist_ok=True)

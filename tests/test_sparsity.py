@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TOGGLES, build, tokens
 
 import sparsity
 from model import GPT
-from test_model import TOGGLES, build, tokens
 
 
 def test_weight_density_by_hand():
@@ -50,7 +50,7 @@ def test_attended_keys_against_a_loop(toggle, monkeypatch):
     with torch.no_grad():
         h = model.embed(idx)
         for layer, block in enumerate(model.blocks):
-            weights = block.attention.weights(*block.attention_norm(h))
+            weights = block.attention.weights(block.attention_norm(h))
             for head in range(4):
                 effective = [[math.exp(-sum(w * math.log(w) for w in weights[b, head, q].tolist() if w > 0)) for q in range(12)] for b in range(3)]
                 assert attended["keys"][layer, head].item() == pytest.approx(sum(map(sum, effective)) / 36, rel=1e-4)
@@ -71,7 +71,7 @@ def test_expert_use_and_balance():
     with torch.no_grad():
         h = trained.embed(tokens())
         for block, share in zip(trained.blocks, sparsity.expert_use(trained, tokens())):
-            x = h + block.attention(*block.attention_norm(h))
+            x = h + block.attention(block.attention_norm(h))
             normed = x / x.square().mean(dim=-1, keepdim=True).sqrt() * block.mlp_norm.weight
             best = [sorted(range(4), key=lambda e: -float(block.mlp.router.weight[e] @ token))[:2] for token in normed.view(-1, 16)]
             assert share.tolist() == pytest.approx([sum(e in pair for pair in best) / (2 * len(best)) for e in range(4)])

@@ -181,7 +181,7 @@ def hand_written_steps(model_config, config, tokens, n_steps):
         idx, targets = read.take_sequences(tokens, offsets, model_config.block_size, "cpu")
         _, loss = model(idx, targets)
         losses.append(loss.item())
-        gradients = torch.autograd.grad(loss + model.router_loss(), list(model.parameters()))
+        gradients = torch.autograd.grad(loss + model.take_router_loss(), list(model.parameters()))
         norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
         lr = train.learning_rate_at(step, config)
         for p, g in zip(model.parameters(), gradients):
@@ -217,8 +217,8 @@ def test_variance_while_training_is_the_papers():
         x = model.embedding.weight[idx]
         stream = [x]
         for layer, block in enumerate(model.blocks):
-            a = block.attention(*block.attention_norm(x))
-            m = block.mlp(*block.mlp_norm(x + a))
+            a = block.attention(block.attention_norm(x))
+            m = block.mlp(block.mlp_norm(x + a))
             for kind, value in (("attention", a), ("mlp", m)):
                 by_hand = np.mean([np.var(token, ddof=1) for token in value.reshape(-1, 16).numpy()])
                 assert variance[kind][layer].item() == pytest.approx(by_hand)
