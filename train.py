@@ -10,15 +10,13 @@ from the last evaluation.
 """
 import argparse
 import gc
-import inspect
 import json
 import math
 import os
-import re
 import statistics
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,10 +25,10 @@ import torch
 from torch.utils._triton import has_triton
 from tqdm import tqdm
 
-from configs.read import OPTIONS, WHERE_NOT_WHAT, TrainConfig, build_configs, load_points, parse_override
-from data.prepare import BadInput, or_one_sentence
+from configs.read import OPTIONS, WHERE_NOT_WHAT, build_configs, help_of_options, load_points, parse_override
+from data.files import BadInput, or_one_sentence, replacing, write_json
 from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
-from model import GPT, GPTConfig, cross_entropy
+from model import GPT, cross_entropy
 
 
 # Measuring while training -------------------------------------------------------------------------------------
@@ -185,7 +183,7 @@ def bench(points, n_windows=10):
     returns what it says, [{"name", "tokens_per_second", ...}]."""
     rows = []
     for name, point in points.items():
-        rows.append({"name": name, **time_steps(*point, n_windows)})
+        rows.append({"name": name, **time_steps(point.model, point.training, n_windows)})
         tqdm.write("{name}  {tokens_per_second:,.0f} tokens/s ({slowest:,.0f} to {fastest:,.0f})  first step after {first_step_seconds:.1f} s  "
                    "MFU {mfu:.1%}  memory {memory_GiB:.2f} GiB  {device}".format(**rows[-1]).replace("nan%", "unknown"))
         gc.collect()  # a recorded step's memory goes with its last reference
@@ -226,19 +224,6 @@ def peak_memory(device):
         return math.nan
     import resource  # which Windows lacks
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
-
-
-@contextmanager
-def replacing(path):
-    """A temporary name to write to, which then takes path's place: the file is there whole or as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    os.replace(temporary, path)
-
-
-def write_json(path, content):
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def load_checkpoint(folder, map_location):
@@ -355,9 +340,9 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      usage="python train.py CONFIG [--option=value ...]", allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
-    comments = dict(re.findall(r"^    (\w+): \w+ = [^#\n]*# (.*)$", inspect.getsource(GPTConfig) + inspect.getsource(TrainConfig), re.M))
+    comments = help_of_options()
     for name, field in OPTIONS.items():
-        parser.add_argument(f"--{name}", metavar=field.type.__name__, help=f"{comments.get(name, '')} (default {field.default})")
+        parser.add_argument(f"--{name}", metavar=field.type.__name__, help=f"{comments[name]} (default {field.default})")
     parser.add_argument("--bench", action="store_true", help="time the training step of each point; train nothing")
     arguments = vars(parser.parse_args(argv))
     path, timed = Path(arguments.pop("config")), arguments.pop("bench")
@@ -373,7 +358,7 @@ def run_sweep(path, overrides, timed):
     mine = list(points.items())[rank::world_size]  # torchrun: points are independent, so sharing them out is all
     if rank == 0 and (note := choose_hardware(next(iter(points.values()))[1])[-1]):
         print(note, file=sys.stderr)
-    for name, (model_config, config) in tqdm(mine, desc=path.stem, unit="run", position=2 * rank, disable=None):
+    for name, (model_config, config, _) in tqdm(mine, desc=path.stem, unit="run", position=2 * rank, disable=None):
         try:
             summary = train(Path(config.out_dir) / path.stem / name, model_config, config, bar_position=2 * rank + 1)
         except torch.OutOfMemoryError:

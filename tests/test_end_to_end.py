@@ -33,7 +33,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     for name in ("model.py", "train.py", "analyze.py", "sparsity.py"):
         shutil.copy(REPOSITORY / name, folder)
-    for name in ("configs/read.py", "configs/claims.py", "data/prepare.py", "data/read.py"):
+    for name in ("configs/read.py", "configs/claims.py", "data/files.py", "data/prepare.py", "data/read.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     (folder / "mine.txt").write_text(TEXT)
