@@ -166,7 +166,8 @@ def judge(table, shape, log=False):
 
 
 def varying_options(runs):
-    return {key for key in runs[0].config if len({run.config[key] for run in runs}) > 1} - {"seed", *WHERE_NOT_WHAT}
+    keys = set(runs[0].config) - {"seed", "sweep", *WHERE_NOT_WHAT}
+    return {key for key in keys if len({run.config[key] for run in runs}) > 1}
 
 
 def moved_density(points):
