@@ -8,12 +8,13 @@ The toggles are the sources of sparsity of "When Does Sparsity Mitigate the Curs
 weight decay (GPT.parameter_groups); beside them two published remedies, layer_norm_scaling and
 scaled_residual_init.
 
-Top to bottom: options, masks, layers, the model. What stands under "For speed alone" computes the
-same numbers faster on a GPU; nothing above needs it, and a first reading ends where it begins.
+From top to bottom: options, masks, layers, the model, refusals. Everything here is the definition;
+fast.py computes the same numbers faster on a GPU, and nothing here needs it.
 
 Shapes in comments: B sequences, T positions, C n_embd, H n_head, D head size, N = B * T tokens,
 E n_expert, K n_expert_active.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -28,37 +29,40 @@ ROTARY_BASE = 10000.0
 
 @dataclass
 class GPTConfig:
-    """Raises ValueError, in one sentence that names the option, for a model that cannot exist."""
-    block_size: int = 256       # context length T, in tokens
-    vocab_size: int = 257       # 256 bytes plus end-of-text
-    n_layer: int = 4            # depth L, in blocks
-    n_head: int = 4             # query heads
-    n_embd: int = 128           # width of the residual stream
-    mlp_hidden: int = 0         # width of the SwiGLU; 0: 8/3 of n_embd, up to a multiple of 32
-    n_kv_head: int = 0          # key/value heads, each for n_head / n_kv_head queries; 0: n_head
-    attention: str = "full"     # full, window, strided or topk
-    window: int = 128           # window: the last `window` keys
-    stride: int = 32            # strided: the last `stride` keys, and one of every `stride` before
-    topk: int = 32              # topk: the `topk` keys of largest score
-    n_expert: int = 0           # 0: a dense MLP
-    n_expert_active: int = 2    # experts that each token is sent to
-    n_shared_expert: int = 0    # experts that see every token
-    expert_hidden: int = 0      # width of an expert; 0: mlp_hidden split among a token's experts
+    """A model's options. Raises ValueError, naming the option, for a model that cannot exist."""
+
+    block_size: int = 256  # context length T, in tokens
+    vocab_size: int = 257  # 256 bytes plus end-of-text
+    n_layer: int = 4  # depth L, in blocks
+    n_head: int = 4  # query heads
+    n_embd: int = 128  # width of the residual stream
+    mlp_hidden: int = 0  # width of the SwiGLU; 0: 8/3 of n_embd, rounded up to a multiple of 32
+    n_kv_head: int = 0  # key/value heads, each for n_head / n_kv_head query heads; 0: n_head
+    attention: str = "full"  # full, window, strided or topk
+    window: int = 128  # window: the last `window` keys
+    stride: int = 32  # strided: the last `stride` keys, and one of every `stride` before them
+    topk: int = 32  # topk: the `topk` keys of largest score
+    n_expert: int = 0  # 0: a dense MLP
+    n_expert_active: int = 2  # experts that each token is sent to
+    n_shared_expert: int = 0  # experts that see every token
+    expert_hidden: int = 0  # width of one expert; 0: mlp_hidden split among a token's experts
     normalize_expert_weights: bool = False  # let the active experts' weights sum to one
-    load_balance_loss: float = 0.01         # weight of the loss that keeps experts equally busy
-    router_z_loss: float = 0.001            # weight of the loss that keeps router logits small
-    layer_norm_scaling: bool = False        # multiply block l's norms by 1/sqrt(l) (2502.05795)
-    scaled_residual_init: bool = False      # GPT-2: shrink both output projections by sqrt(2 L)
+    load_balance_loss: float = 0.01  # weight of the loss that keeps experts equally busy
+    router_z_loss: float = 0.001  # weight of the loss that keeps router logits small
+    layer_norm_scaling: bool = False  # multiply block l's norms by 1/sqrt(l) (arXiv 2502.05795)
+    scaled_residual_init: bool = False  # GPT-2: shrink both output projections by sqrt(2 n_layer)
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
         self.mlp_hidden = self.mlp_hidden or 32 * math.ceil(self.n_embd * 8 / 3 / 32)
-        n_used = max(1, self.n_expert_active + self.n_shared_expert)
-        self.expert_hidden = self.expert_hidden or max(8, 8 * round(self.mlp_hidden / n_used / 8))
+        if self.expert_hidden == 0:
+            n_used = max(1, self.n_expert_active + self.n_shared_expert)
+            self.expert_hidden = max(8, 8 * round(self.mlp_hidden / n_used / 8))
         refuse_impossible(self)
 
 
 # Masks: may the query at position q look at the key at position k? -------------------------------
+
 
 def full_mask(config, q, k):
     return k <= q
@@ -70,12 +74,13 @@ def window_mask(config, q, k):
 
 def strided_mask(config, q, k):
     """Sparse Transformers (arXiv 1904.10509): near keys all, far keys one in `stride`."""
-    near, one_in_stride = q - k < config.stride, k % config.stride == config.stride - 1
-    return (k <= q) & (near | one_in_stride)
+    is_near = q - k < config.stride
+    is_one_in_stride = k % config.stride == config.stride - 1
+    return (k <= q) & (is_near | is_one_in_stride)
 
 
-# topk's mask depends on the scores: its causal half stands here, CausalSelfAttention.scores does
-# the rest.
+# Which keys topk keeps depends on the scores: CausalSelfAttention.scores picks them, among those
+# that this mask leaves in sight.
 MASKS = {"full": full_mask, "window": window_mask, "strided": strided_mask, "topk": full_mask}
 
 
@@ -86,46 +91,51 @@ def visible(config, T, device=None):
 
 
 def keys_in_sight(config):
-    """(block_size,) how many keys each position may look at, some rows of the mask at a time."""
+    """(block_size,) how many keys each position may look at (for topk: may choose from)."""
     position, mask = torch.arange(config.block_size), MASKS[config.attention]
-    return torch.cat([mask(config, q[:, None], position).sum(dim=1) for q in position.split(256)])
+    some_rows = position.split(256)  # a mask of all rows at once may not fit
+    return torch.cat([mask(config, q[:, None], position).sum(dim=1) for q in some_rows])
 
 
 def mask_density(config):
     """Share of the causal (query, key) pairs that the mask leaves in sight; for topk, chooses."""
     T = config.block_size
-    in_sight = keys_in_sight(config).clamp(max=config.topk if config.attention == "topk" else T)
-    return in_sight.sum().item() / (T * (T + 1) / 2)
+    n_keys = keys_in_sight(config)
+    if config.attention == "topk":
+        n_keys = n_keys.clamp(max=config.topk)
+    return n_keys.sum().item() / (T * (T + 1) / 2)
 
 
 # Layers ------------------------------------------------------------------------------------------
 
+
 class Linear(nn.Linear):
-    """In the dtype of its input: fp32 master weights serve a bf16 residual stream."""
+    """nn.Linear in the dtype of its input: fp32 master weights serve a bf16 residual stream."""
+
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype))
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, times 1/sqrt(layer) with layer-norm scaling."""
+
     def __init__(self, n_embd, layer=1):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(n_embd))
-        # A buffer and not a float, so that all layers can share compiled code.
-        self.register_buffer("depth_scale", torch.tensor(layer ** -0.5), persistent=False)
-
-    def gain(self):
-        return self.weight * self.depth_scale
+        # A buffer and not a float, which torch.compile would take for a reason to compile each
+        # layer anew.
+        self.register_buffer("depth_scale", torch.tensor(layer**-0.5), persistent=False)
 
     def forward(self, x):
-        return F.rms_norm(x, x.shape[-1:], self.gain().to(x.dtype), NORM_EPS)
+        gain = self.weight * self.depth_scale
+        return F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), NORM_EPS)
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding: the pair (a, b) of features i and i + D/2 of x (..., D) becomes
-    (a cos - b sin, b cos + a sin). sin (T, D) holds -sin for the a and +sin for the b."""
+    """Rotary position embedding (arXiv 2104.09864), half-split: features i and i + D/2 of x
+    (..., D) turn by the angle of their position. cos, sin (T, D/2), or what broadcasts to x."""
     a, b = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((b, a), dim=-1) * sin).type_as(x)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
 class CausalSelfAttention(nn.Module):
@@ -136,58 +146,58 @@ class CausalSelfAttention(nn.Module):
         n_heads = config.n_head + 2 * config.n_kv_head
         self.query_key_value = Linear(config.n_embd, n_heads * self.head_size, bias=False)
         self.output = Linear(config.n_embd, config.n_embd, bias=False)
-        pairs = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
-        angle = torch.outer(torch.arange(config.block_size), ROTARY_BASE ** -pairs)  # (T, D/2)
-        cos, sin = angle.cos(), angle.sin()
-        self.register_buffer("cos", torch.cat((cos, cos), dim=1).float(), persistent=False)
-        self.register_buffer("sin", torch.cat((-sin, sin), dim=1).float(), persistent=False)
+        exponent = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
+        angle = torch.outer(torch.arange(config.block_size), ROTARY_BASE**-exponent)  # (T, D/2)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
 
     def project(self, x):
-        """x (B, T, C) -> queries, keys and values, (B, H, T, D) each; with GQA a key/value head is
-        repeated for each of its queries."""
+        """x (B, T, C) -> queries, keys and values, (B, H, T, D) each; with grouped-query attention
+        a key/value head is repeated for each of its queries."""
         T, n_head, n_kv_head = x.shape[1], self.config.n_head, self.config.n_kv_head
-        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size))   # (B, T, heads, D)
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size))  # (B, T, heads, D)
         query, key, value = heads.split((n_head, n_kv_head, n_kv_head), dim=2)
         cos, sin = self.cos[:T, None], self.sin[:T, None]
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # (B, heads, T, D)
         if n_kv_head < n_head:
-            key, value = (t.repeat_interleave(n_head // n_kv_head, dim=1) for t in (key, value))
+            n_sharing = n_head // n_kv_head
+            key = key.repeat_interleave(n_sharing, dim=1)
+            value = value.repeat_interleave(n_sharing, dim=1)
         return query, key, value
 
     def scores(self, query, key):
-        """(B, H, T, T) scaled dot products, minus infinity where the mask forbids to look."""
-        scores = query @ key.transpose(-2, -1) * self.head_size ** -0.5
+        """(B, H, T, T) scaled dot products, minus infinity where the query may not look."""
+        scores = query @ key.transpose(-2, -1) / math.sqrt(self.head_size)
         mask = visible(self.config, query.shape[2], query.device)
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, -math.inf)
         if self.config.attention == "topk":
             kept, index = scores.topk(min(self.config.topk, scores.shape[-1]))
-            nothing = torch.full_like(scores, float("-inf"))
-            scores = nothing.scatter(-1, index, kept)  # ties never add a key
+            scores = torch.full_like(scores, -math.inf).scatter(-1, index, kept)
         return scores
 
     def weights(self, x):
-        """(B, H, T, T) attention probabilities, written out; the instruments read them."""
+        """x (B, T, C) -> (B, H, T, T) attention probabilities, written out, for the instruments."""
         query, key, _ = self.project(x)
         return self.scores(query, key).softmax(dim=-1)
 
     def attend(self, query, key, value):
-        """softmax(scores) @ value, (B, H, T, D); by torch's kernel where the mask is known."""
-        config, T = self.config, query.shape[2]
-        if config.attention == "topk":
+        """softmax(scores) @ value, (B, H, T, D); by torch's own kernel where the mask is known."""
+        if self.config.attention == "topk":
             return self.scores(query, key).softmax(dim=-1) @ value
-        if config.attention == "full":
+        if self.config.attention == "full":
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        mask = visible(config, T, query.device)
+        mask = visible(self.config, query.shape[2], query.device)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
-    def forward(self, x):                                           # (B, T, C)
-        y = self.attend(*self.project(x))                           # (B, H, T, D)
+    def forward(self, x):  # (B, T, C)
+        y = self.attend(*self.project(x))  # (B, H, T, D)
         return self.output(y.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)), with gate and up in one product."""
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), gate and up in one product."""
+
     def __init__(self, n_embd, hidden):
         super().__init__()
         self.gate_up = Linear(n_embd, 2 * hidden, bias=False)
@@ -201,6 +211,7 @@ class MLP(nn.Module):
 class MoE(nn.Module):
     """Dropless mixture of experts, each a SwiGLU:
     y = shared(x) + sum over the K most probable experts of probability * expert(x)."""
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -209,38 +220,45 @@ class MoE(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(E, 2 * hidden, C))
         self.down = nn.Parameter(torch.empty(E, C, hidden))
         self.shared = MLP(C, config.n_shared_expert * hidden) if config.n_shared_expert else None
-        self.router_loss = None  # of the last training forward; GPT.take_router_loss collects it
+        self.router_loss = None  # of the last training forward, for GPT.take_router_loss
 
     def route(self, tokens):
-        """tokens (N, C) -> router logits (N, E), and the top K's weights and experts (N, K)."""
+        """tokens (N, C) -> router logits (N, E), and the K chosen experts' weights and numbers,
+        (N, K) each. Logits and weights are in fp32 or better."""
         logits = self.router(tokens)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        weight, expert = logits.softmax(dim=-1).topk(self.config.n_expert_active)
+        weight, expert = self.choose(logits.softmax(dim=-1))
         if self.config.normalize_expert_weights:
             weight = weight / weight.sum(dim=-1, keepdim=True)
         return logits, weight, expert
 
+    def choose(self, probability):
+        return probability.topk(self.config.n_expert_active)
+
     def mix(self, tokens, weight, expert):
-        """sum_k weight[n, k] * expert[n, k](tokens[n]), (N, C): one expert after another."""
-        y, dtype = torch.zeros_like(tokens), tokens.dtype
-        for e, (gate_up, down) in enumerate(zip(self.gate_up.to(dtype), self.down.to(dtype))):
-            token, k = (expert == e).nonzero(as_tuple=True)         # who chose e, as which choice
-            gate, up = F.linear(tokens[token], gate_up).chunk(2, dim=-1)
-            out = F.linear(F.silu(gate) * up, down)
-            y.index_add_(0, token, out * weight[token, k, None].to(dtype))
+        """sum over k of weight[n, k] * (expert number expert[n, k])(tokens[n]), (N, C)."""
+        y = torch.zeros_like(tokens)
+        for e in range(self.config.n_expert):
+            token, k = (expert == e).nonzero(as_tuple=True)  # who chose e, and as which choice
+            gate, up = F.linear(tokens[token], self.gate_up[e].to(y.dtype)).chunk(2, dim=-1)
+            out = F.linear(F.silu(gate) * up, self.down[e].to(y.dtype))
+            y.index_add_(0, token, out * weight[token, k, None].to(y.dtype))
         return y
 
+    def shares(self, expert):
+        """expert (N, K) -> each expert's share of all N * K choices, (E,)."""
+        return F.one_hot(expert, self.config.n_expert).float().mean(dim=(0, 1))
+
     def balance_losses(self, logits, expert):
-        """Switch's load balance, E * sum_e share_e * mean probability_e (1 when even; arXiv
-        2101.03961, eq. 4), and ST-MoE's router z, mean logsumexp squared (2202.08906, eq. 5)."""
-        chosen = expert[:, :, None] == torch.arange(self.config.n_expert, device=expert.device)
-        share = chosen.float().mean(dim=(0, 1))                     # (E,) of all N * K choices
-        balance = self.config.n_expert * (share * logits.softmax(dim=-1).mean(dim=0)).sum()
+        """Switch's load balance, E * sum_e share_e * mean probability_e, which is 1 when even
+        (arXiv 2101.03961, eq. 4), and ST-MoE's router z, mean logsumexp^2 (2202.08906, eq. 5)."""
+        mean_probability = logits.softmax(dim=-1).mean(dim=0)
+        balance = self.config.n_expert * (self.shares(expert) * mean_probability).sum()
         z = logits.logsumexp(dim=-1).square().mean()
         return self.config.load_balance_loss * balance + self.config.router_z_loss * z
 
-    def forward(self, x):                                           # (B, T, C)
-        tokens = x.flatten(0, -2)                                   # (N, C)
+    def forward(self, x):  # (B, T, C)
+        tokens = x.flatten(0, -2)  # (N, C)
         logits, weight, expert = self.route(tokens)
         if self.training:
             self.router_loss = self.balance_losses(logits, expert)
@@ -264,8 +282,10 @@ class Block(nn.Module):
 
 # The model ---------------------------------------------------------------------------------------
 
+
 class GPT(nn.Module):
     """`blocks` may be edited freely: whatever maps (B, T, C) to (B, T, C) can stand in for one."""
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -276,10 +296,13 @@ class GPT(nn.Module):
         self.head = Linear(config.n_embd, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
-                ends_branch = name.endswith(("attention.output.weight", "down", "down.weight"))
-                shrink = config.scaled_residual_init and ends_branch
-                std = INIT_STD / math.sqrt(2 * config.n_layer) if shrink else INIT_STD
-                nn.init.normal_(parameter, std=std)
+                nn.init.normal_(parameter, std=self.init_std(name))
+
+    def init_std(self, name):
+        ends_a_branch = name.endswith(("attention.output.weight", "mlp.down", "down.weight"))
+        if self.config.scaled_residual_init and ends_a_branch:
+            return INIT_STD / math.sqrt(2 * self.config.n_layer)
+        return INIT_STD
 
     def embed(self, idx):
         """Token ids (B, T) -> h_0, the residual stream before the first block (B, T, C)."""
@@ -290,20 +313,23 @@ class GPT(nn.Module):
         return self.head(self.norm(h))
 
     def read_out_with_loss(self, h, targets):
-        """The logits, and their mean cross-entropy in nats."""
+        """Residual stream and targets (B, T) -> logits, and their mean cross-entropy in nats."""
         logits = self.read_out(h)
         return logits, cross_entropy(logits, targets).mean()
 
     def forward(self, idx, targets=None):
-        """idx, targets (B, T) -> logits (B, T, vocab_size), and the mean cross-entropy or None."""
+        """idx, targets (B, T) -> logits (B, T, vocab_size), and the mean cross-entropy in nats,
+        or None without targets. The experts' losses are apart: take_router_loss."""
         h = self.embed(idx)
         for block in self.blocks:
             h = block(h)
-        return (self.read_out(h), None) if targets is None else self.read_out_with_loss(h, targets)
+        if targets is None:
+            return self.read_out(h), None
+        return self.read_out_with_loss(h, targets)
 
     def take_router_loss(self):
         """Weighted balance and z losses of the last training forward, mean over blocks; 0 when
-        dense. Taken once: what stayed would keep that step's whole graph."""
+        dense. They can be taken once: what stayed would keep that step's whole graph."""
         if not self.config.n_expert:
             return 0.0
         losses = [block.mlp.router_loss for block in self.blocks]
@@ -315,35 +341,37 @@ class GPT(nn.Module):
         """AdamW's groups: matrices and embeddings decay, norms do not (the paper's rule)."""
         matrices = [p for p in self.parameters() if p.dim() >= 2]
         vectors = [p for p in self.parameters() if p.dim() < 2]
-        return [{"params": matrices, "weight_decay": weight_decay},
-                {"params": vectors, "weight_decay": 0.0}]
+        return [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
 
     def count_parameters(self, active=False):
         """All parameters, embeddings too; active: without experts that a token is not sent to."""
         total = sum(p.numel() for p in self.parameters())
         if active and self.config.n_expert:
-            unused = 1 - self.config.n_expert_active / self.config.n_expert
-            experts = sum(b.mlp.gate_up.numel() + b.mlp.down.numel() for b in self.blocks)
-            total -= round(unused * experts)
+            experts = sum(
+                block.mlp.gate_up.numel() + block.mlp.down.numel() for block in self.blocks
+            )
+            total -= round(experts * (1 - self.config.n_expert_active / self.config.n_expert))
         return total
 
     def flops_per_token(self):
         """Floating-point operations of a training step, per token: 6 for each weight of a matrix
-        product (2 forward, 4 backward; the embedding is a look-up), active experts only; and 12
-        n_embd for each key in sight (2 for its score, 2 for its value, times 3)."""
-        config = self.config
+        product (2 forward, 4 backward; the embedding is a look-up), active experts only; and
+        12 n_embd for each key in sight (2 for its score, 2 for its value, times 3)."""
         weights = self.count_parameters(active=True) - self.embedding.weight.numel()
-        keys = keys_in_sight(config).sum().item() / config.block_size
-        return 6 * weights + 12 * config.n_layer * config.n_embd * keys
+        keys = keys_in_sight(self.config).sum().item() / self.config.block_size
+        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * keys
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
         """Continue idx (B, T) by sampled tokens; temperature 0 takes the most likely one."""
         for _ in range(max_new_tokens):
-            logits = self(idx[:, -self.config.block_size:])[0][:, -1].float()
+            logits = self(idx[:, -self.config.block_size :])[0][:, -1].float()
             if top_k is not None:
                 least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-                logits = logits.masked_fill(logits < least, float("-inf"))
+                logits = logits.masked_fill(logits < least, -math.inf)
             if temperature == 0:
                 following = logits.argmax(dim=-1, keepdim=True)
             else:
@@ -359,29 +387,36 @@ def cross_entropy(logits, targets):
     return loss.view_as(targets)
 
 
+# Refusals ----------------------------------------------------------------------------------------
+
+
 def refuse(wrong, sentence):
+    """Raises ValueError(sentence) where `wrong` holds."""
     if wrong:
         raise ValueError(sentence)
 
 
-def refuse_impossible(c):
+def refuse_impossible(config):
+    """Raises ValueError, in one sentence that names the option, for a model that cannot exist."""
     may_be_0 = ("n_expert", "n_shared_expert", "load_balance_loss", "router_z_loss")
-    for name, value in vars(c).items():
-        least = 0 if name in may_be_0 else 1
-        is_number = not isinstance(value, (bool, str))
-        refuse(is_number and value < least, f"{name} = {value} must be at least {least}")
-    refuse(c.n_embd % c.n_head, f"n_embd = {c.n_embd} must be a multiple of n_head = {c.n_head}")
-    refuse(c.n_embd // c.n_head % 2, f"n_embd / n_head = {c.n_embd // c.n_head} must be even: "
-           "rotation turns pairs of features")
-    refuse(c.n_head % c.n_kv_head,
-           f"n_head = {c.n_head} must be a multiple of n_kv_head = {c.n_kv_head}")
-    refuse(c.attention not in MASKS,
-           f'attention = "{c.attention}" must be one of {", ".join(MASKS)}')
-    refuse(c.n_shared_expert and not c.n_expert,
-           f"n_shared_expert = {c.n_shared_expert} needs n_expert, too")
-    if c.n_expert:
-        refuse(c.n_expert_active > c.n_expert,
-               f"n_expert_active = {c.n_expert_active} must be at most n_expert = {c.n_expert}")
-        for name in ("n_embd", "expert_hidden"):
-            refuse(getattr(c, name) % 8, f"{name} = {getattr(c, name)} must be a multiple of 8 "
-                   "with experts (grouped_mm's alignment)")
+    for name, value in vars(config).items():
+        if not isinstance(value, (bool, str)):
+            least = 0 if name in may_be_0 else 1
+            refuse(value < least, f"{name} = {value} must be at least {least}")
+
+    C, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head
+    refuse(C % n_head, f"n_embd = {C} must be a multiple of n_head = {n_head}")
+    D = C // n_head
+    refuse(D % 2, f"n_embd / n_head = {D} must be even: rotation turns pairs of features")
+    refuse(n_head % n_kv_head, f"n_head = {n_head} must be a multiple of n_kv_head = {n_kv_head}")
+
+    attention, known = config.attention, ", ".join(MASKS)
+    refuse(attention not in MASKS, f'attention = "{attention}" must be one of {known}')
+
+    E, K, n_shared = config.n_expert, config.n_expert_active, config.n_shared_expert
+    refuse(n_shared and not E, f"n_shared_expert = {n_shared} needs n_expert, too")
+    if E:
+        refuse(K > E, f"n_expert_active = {K} must be at most n_expert = {E}")
+        for name, value in (("n_embd", C), ("expert_hidden", config.expert_hidden)):
+            rule = "must be a multiple of 8 with experts (grouped_mm's alignment)"
+            refuse(value % 8, f"{name} = {value} {rule}")

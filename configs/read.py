@@ -1,59 +1,94 @@
-"""What can be configured, and how a TOML file and the command line become the points of a sweep.
+"""What can be configured, and how a TOML file and a command line become the points of a sweep.
 
-A config's flat keys are the fields of model.GPTConfig and of TrainConfig below. Lists under [sweep] are crossed; each
-[[point]] is a set of overrides, with a `name` if it likes.
+A config's flat keys are the fields of model.GPTConfig and of TrainConfig below. Lists under [sweep]
+are crossed. Each [[point]] is a set of overrides, with a `name` if it likes, and with a `rung` if
+it stands on a ladder of points that add to one another.
 """
+
+import inspect
 import itertools
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from data.files import BadInput
 from data.read import load_meta
 from model import GPTConfig, refuse
 
-WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile")  # options that may differ between two starts of the same run
+WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile")  # may differ when a run is resumed
 
 
 @dataclass
 class TrainConfig:
-    dataset: str = "pycode"     # a folder under data/, made by data/prepare.py
-    out_dir: str = "out"        # runs go to out_dir/<config>/<point>
-    batch_size: int = 32        # sequences at once; halve it and double the next for a smaller GPU: same result
+    """Raises ValueError, in one sentence that names the option, for a run that cannot be."""
+
+    dataset: str = "pycode"  # a folder under data/, made by data/prepare.py
+    out_dir: str = "out"  # runs go to out_dir/<config>/<point>
+    batch_size: int = 32  # sequences; halve it and double the next for a smaller GPU: same result
     gradient_accumulation_steps: int = 1  # batches per step
-    learning_rate: float = 1e-3 # at its peak
-    min_lr: float = -1.0        # at the end of the cosine; negative: a tenth of learning_rate
-    weight_decay: float = 0.1   # of matrices and embeddings
-    warmup_iters: int = 100     # steps of linear warm-up
-    max_iters: int = 1000       # steps in all
-    eval_interval: int = 250    # steps between validations, which are also the checkpoints
-    eval_iters: int = 10        # validation tokens, in training steps' worth
-    log_interval: int = 25      # steps between lines of log.jsonl
-    grad_clip: float = 1.0      # largest gradient norm; 0: no clipping
-    seed: int = 0               # of the weights and of the order of the data
-    device: str = "auto"        # auto, cpu, cuda or cuda:N
-    dtype: str = "auto"         # of the residual stream and the products: auto, float32 or bfloat16
-    compile: bool = True        # torch.compile on the GPU
+    learning_rate: float = 1e-3  # at its peak
+    min_lr: float = -1.0  # at the end of the cosine; negative: a tenth of learning_rate
+    weight_decay: float = 0.1  # of matrices and embeddings
+    warmup_iters: int = 100  # steps of linear warm-up
+    max_iters: int = 1000  # steps in all
+    eval_interval: int = 250  # steps between validations, which are also the checkpoints
+    eval_iters: int = 10  # validation tokens, in training steps' worth
+    log_interval: int = 25  # steps between lines of log.jsonl
+    grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
+    seed: int = 0  # of the weights and of the order of the data
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    dtype: str = "auto"  # of the residual stream and the products: auto, float32 or bfloat16
+    compile: bool = True  # torch.compile on the GPU
 
     def __post_init__(self):
         self.min_lr = self.learning_rate / 10 if self.min_lr < 0 else self.min_lr
-        for name, least in dict(batch_size=1, gradient_accumulation_steps=1, max_iters=1, eval_interval=1, eval_iters=1, log_interval=1,
-                                learning_rate=0, weight_decay=0, warmup_iters=0, grad_clip=0, seed=0).items():
-            refuse(getattr(self, name) < least, f"{name} = {getattr(self, name)} must be at least {least}")
-        refuse(self.dtype not in ("auto", "float32", "bfloat16"), f'dtype = "{self.dtype}" must be auto, float32 or bfloat16')
+        for name in (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "max_iters",
+            "eval_interval",
+            "eval_iters",
+            "log_interval",
+        ):
+            refuse(getattr(self, name) < 1, f"{name} = {getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "weight_decay", "warmup_iters", "grad_clip", "seed"):
+            refuse(getattr(self, name) < 0, f"{name} = {getattr(self, name)} must be at least 0")
+        refuse(
+            self.dtype not in ("auto", "float32", "bfloat16"),
+            f'dtype = "{self.dtype}" must be auto, float32 or bfloat16',
+        )
 
     @property
     def sequences_per_step(self):
         return self.batch_size * self.gradient_accumulation_steps
 
 
+# Options ------------------------------------------------------------------------------------------
+
 OPTIONS = {field.name: field for config in (GPTConfig, TrainConfig) for field in fields(config)}
 
 
+def help_of_options():
+    """What --help says of each option: the comment behind its field, here and in model.py.
+
+    Of the line `    n_layer: int = 4  # depth L, in blocks` it is "depth L, in blocks".
+    """
+    source = inspect.getsource(GPTConfig) + inspect.getsource(TrainConfig)
+    comments = dict(re.findall(r"^    (\w+): \w+ = [^#\n]*# (.*)$", source, re.MULTILINE))
+    return {name: comments.get(name, "") for name in OPTIONS}
+
+
 def check_option(name, value, source):
-    """The value as the field's type; raises BadInput for a name or a type that the dataclasses do not know."""
+    """The value as the field's type, so that 1 does for 1.0.
+
+    Raises BadInput for a name or a type that the dataclasses do not know.
+    """
     if name not in OPTIONS:
-        raise BadInput(f"{source}: there is no option {name}; python train.py --help lists them all")
+        raise BadInput(
+            f"{source}: there is no option {name}; python train.py --help lists them all"
+        )
     kind = OPTIONS[name].type
     if kind is float and type(value) is int:
         value = float(value)
@@ -63,55 +98,133 @@ def check_option(name, value, source):
 
 
 def parse_override(name, text):
-    """'4' -> [4], '4,8' -> [4, 8], 'window,full' -> ['window', 'full']: the text as the field's type, always a list."""
+    """The text behind --name= as a list of the option's type, whether it holds one value or more.
+
+    "4" becomes [4], "4,8" becomes [4, 8], and "window,full" becomes ["window", "full"].
+    """
     if OPTIONS[name].type is bool:
-        text = text.lower()
+        text = text.lower()  # TOML's true and false
     try:
         values = tomllib.loads(f"values = [{text}]")["values"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError:  # words without quotes
         values = text.split(",")
     if OPTIONS[name].type is str:
         values = [str(value) for value in values]
     return [check_option(name, value, "command line") for value in values]
 
 
-def load_points(path, overrides):
-    """Config file and {option: [values]} -> {point name: (GPTConfig, TrainConfig)}, in the order they run.
+def build_configs(options, source):
+    """{option: value} as (GPTConfig, TrainConfig); raises BadInput for what cannot be."""
+    if "vocab_size" not in options:  # as many as the data has
+        dataset = options.get("dataset", TrainConfig.dataset)
+        options = {**options, "vocab_size": load_meta(dataset)["vocab_size"]}
 
-    An override of a swept option replaces its list; one with several values becomes a sweep; any other replaces
-    the value wherever the file gives it. Raises BadInput, naming file and key."""
+    def build(kind):
+        return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
+
     try:
-        config = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return build(GPTConfig), build(TrainConfig)
+    except ValueError as error:
+        raise BadInput(f"{source}: {error}") from None
+
+
+# Points -------------------------------------------------------------------------------------------
+
+LABELS = {"name": str, "rung": int}  # what a [[point]] may hold beside options
+
+
+class Point(NamedTuple):
+    """One run of a sweep. `sweep` says what sets it apart, and goes into the run's config.json:
+
+    {"point": "5-moe",      the name of its [[point]], or None
+     "rung": 5,             the rung of its [[point]], or None
+     "place": 6,            which [[point]] of the file it is, from 1; 0 where the file has none
+     "options": ["seed"]}   the options that vary, in the order in which the run's name has them
+    """
+
+    model: GPTConfig
+    training: TrainConfig
+    sweep: dict
+
+
+def load_points(path, overrides):
+    """Config file and {option: [values]} -> {name: Point}, in the order in which they run.
+
+    A run is called by its [[point]]'s name and the values that vary, such as "5-moe,seed=0" or
+    "n_layer=8,seed=0"; "run", where there is neither. Raises BadInput, which names file and key.
+    """
+    options, sweep, points = override(*read_config(path), overrides)
+    sweep = {name: check_list(name, values, path) for name, values in sweep.items()}
+    numbered_points = list(enumerate(points, start=1)) or [(0, {})]
+    resolved = {}
+    for (place, point), *values in itertools.product(numbered_points, *sweep.values()):
+        own, labels = split_labels(point, path)
+        swept = dict(zip(sweep, values, strict=True))
+        varied = swept if "name" in labels else {**own, **swept}
+        name = run_name(labels, varied)
+        if name in resolved:
+            raise BadInput(
+                f"{path}: two points are called {name}: give each [[point]] a name of its own"
+            )
+        changed = {**options, **own, **swept}
+        checked = {key: check_option(key, value, path) for key, value in changed.items()}
+        description = {
+            "point": labels.get("name"),
+            "rung": labels.get("rung"),
+            "place": place,
+            "options": list(varied),
+        }
+        resolved[name] = Point(*build_configs(checked, f"{path}, {name}"), description)
+    return resolved
+
+
+def read_config(path):
+    """A TOML file's flat options {name: value}, its [sweep] {name: values} and its [[point]]s."""
+    try:
+        options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInput(f"{path} is not valid TOML: {error}") from None
-    sweep, points = config.pop("sweep", {}), config.pop("point", [{}])
+    sweep, points = options.pop("sweep", {}), options.pop("point", [])
+    return options, sweep, points
+
+
+def override(options, sweep, points, overrides):
+    """Put {option: [values]} over what a file says.
+
+    An override of a swept option replaces its list. One with several values becomes a sweep. Any
+    other replaces the value wherever the file gives it.
+    """
+    options, sweep = dict(options), dict(sweep)
     for name, values in overrides.items():
         if name in sweep or len(values) > 1:
             sweep[name] = values
         else:
-            config[name] = values[0]
+            options[name] = values[0]
             points = [{**point, name: values[0]} if name in point else point for point in points]
-    for name, values in sweep.items():
-        if not isinstance(values, list) or not values:
-            raise BadInput(f"{path}: [sweep] {name} = {values!r} must be a list of values")
-        sweep[name] = [check_option(name, value, path) for value in values]
-    resolved = {}
-    for point, *swept in itertools.product(points, *sweep.values()):
-        changes = {**point, **dict(zip(sweep, swept))}
-        parts = {**({} if "name" in point else point), **dict(zip(sweep, swept))}
-        parts = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in parts.items()]
-        name = ",".join(([changes.pop("name")] if "name" in point else []) + parts) or "run"
-        if name in resolved:
-            raise BadInput(f"{path}: two points are called {name}: give each [[point]] a name of its own")
-        options = {k: check_option(k, v, path) for k, v in {**config, **changes}.items()}
-        resolved[name] = build_configs(options, f"{path}, {name}")
-    return resolved
+    return options, sweep, points
 
 
-def build_configs(options, source):
-    if "vocab_size" not in options:  # as many as the data has
-        options = {**options, "vocab_size": load_meta(options.get("dataset", TrainConfig.dataset))["vocab_size"]}
-    try:
-        return tuple(kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options}) for kind in (GPTConfig, TrainConfig))
-    except ValueError as error:
-        raise BadInput(f"{source}: {error}") from None
+def check_list(name, values, path):
+    """The values under [sweep], each as the field's type."""
+    if not isinstance(values, list) or not values:
+        raise BadInput(f"{path}: [sweep] {name} = {values!r} must be a list of values")
+    return [check_option(name, value, path) for value in values]
+
+
+def split_labels(point, path):
+    """A [[point]]'s options, and its labels: both {key: value}."""
+    options = {key: value for key, value in point.items() if key not in LABELS}
+    labels = {key: value for key, value in point.items() if key in LABELS}
+    for key, value in labels.items():
+        kind = LABELS[key]
+        if type(value) is not kind:
+            raise BadInput(f"{path}: [[point]] {key} = {value!r} must be of type {kind.__name__}")
+    return options, labels
+
+
+def run_name(labels, varied):
+    """{"name": "full"} and {"seed": 0, "min_lr": 1e-4} -> "full,seed=0,min_lr=0.0001"."""
+    parts = [labels["name"]] if "name" in labels else []
+    for key, value in varied.items():
+        parts.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}")
+    return ",".join(parts) or "run"

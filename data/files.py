@@ -1,4 +1,4 @@
-"""Below everything else: bad input in one sentence, and text files that are whole or as they were."""
+"""What lies below everything: the error that a person reads, and text files that are whole."""
 
 import json
 import os
@@ -12,7 +12,10 @@ class BadInput(Exception):
 
 
 def or_one_sentence(function, *arguments):
-    """function(*arguments); bad input ends in one sentence on standard error and exit code 2."""
+    """Return function(*arguments).
+
+    Bad input ends in one sentence on standard error and exit code 2, not in a traceback.
+    """
     try:
         return function(*arguments)
     except BadInput as error:
@@ -25,20 +28,23 @@ def or_one_sentence(function, *arguments):
 
 @contextmanager
 def replacing(path):
-    """A temporary name to write to, which then takes path's place: whole there, or as it was."""
+    """A temporary name to write to, which then takes path's place: a file is whole or as it was."""
     temporary = path.with_name(path.name + ".tmp")
     yield temporary
     os.replace(temporary, path)
 
 
 def write_text(path, text):
+    """Write text as UTF-8 with line feeds, whatever the machine's locale."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path, content):
+    """Write content as JSON; raises ValueError where a number is not finite."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path):
+    """Raises OSError where there is no file, ValueError where it is not JSON."""
     return json.loads(path.read_text(encoding="utf-8"))

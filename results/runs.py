@@ -50,7 +50,7 @@ def load_run(folder, device="cpu"):
     except (OSError, ValueError):
         raise BadInput(f"{folder} is not a run folder: it has no readable config.json") from None
     options = {name: value for name, value in written.items() if name in OPTIONS}
-    model_config, config = build_configs(options, folder / "config.json")[:2]
+    model_config, config = build_configs(options, folder / "config.json")
     model = GPT(model_config).to(device)
     model.load_state_dict(load_checkpoint(folder, device)["model"])
     return model.eval(), config

@@ -10,7 +10,7 @@ import argparse
 import math
 from pathlib import Path
 
-from configs.read import build_configs
+from configs.read import Point, build_configs
 from data.files import write_json
 from results.figures import save_figure, scaling_figure
 from results.runs import rounded
@@ -46,9 +46,9 @@ CURVES = {  # panel: {curve: {x: what differs from BASE}}
 
 
 def points_of(curves):
-    """{"panel|curve|x": (GPTConfig, TrainConfig)}"""
+    """{"panel|curve|x": Point}"""
     return {
-        f"{panel}|{curve}|{x}": build_configs({**BASE, **changes}, "results/scaling.py")
+        f"{panel}|{curve}|{x}": Point(*build_configs({**BASE, **changes}, "scaling.py"), sweep={})
         for panel, of_panel in curves.items()
         for curve, values in of_panel.items()
         for x, changes in values.items()

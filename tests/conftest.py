@@ -1,9 +1,11 @@
 """Helpers of several tests. Tests import the project's files from the repository's top folder, as
 a reader runs them."""
 
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,3 +68,63 @@ def as_if_trained(model, factor):
 def tokens(B=3, T=12, seed=1):
     """(B, T) random token ids of SMALL's vocabulary."""
     return torch.randint(20, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+# A project folder with a tiny dataset -------------------------------------------------------------
+
+SMALL_CONFIG = """
+dataset = "tiny"
+n_embd = 16
+n_head = 2
+block_size = 16
+batch_size = 4
+max_iters = 12
+eval_interval = 4
+eval_iters = 2
+log_interval = 2
+warmup_iters = 3
+device = "cpu"
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A temporary working folder with data/tiny, and the project's data folder in its place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("data.read.DATA", tmp_path / "data")
+    write_data(tmp_path / "data/tiny")
+    return tmp_path
+
+
+def write_data(folder, vocab_size=257, n_train=4000, n_val=600):
+    """A dataset of numbers that go up in small steps, so that there is something to learn."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, n_tokens in (("train", n_train), ("val", n_val)):
+        tokens = np.cumsum(rng.integers(3, size=n_tokens)) % 20 + 40
+        tokens.astype(np.uint16).tofile(folder / f"{split}.bin")
+    (folder / "choices.jsonl").write_text("", encoding="utf-8")
+    meta = {"vocab_size": vocab_size, "tokens": {"train": n_train, "val": n_val}, "sha256": "x"}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def write_config(project, text="", name="small.toml"):
+    """The path of a config that adds text to SMALL_CONFIG."""
+    (project / name).write_text(SMALL_CONFIG + text, encoding="utf-8")
+    return project / name
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(main, arguments) -> the one sentence with which a command refuses its arguments."""
+
+    def sentence(main, arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        message = capsys.readouterr().err.strip()
+        assert stop.value.code == 2
+        assert message and "\n" not in message and "Traceback" not in message
+        return message
+
+    return sentence

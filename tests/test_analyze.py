@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import as_if_trained, each_toggle
 
 import analyze
+from conftest import as_if_trained, each_toggle
 from data.files import BadInput
 from data.read import load_items
 from model import GPT, GPTConfig

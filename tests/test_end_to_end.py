@@ -31,11 +31,11 @@ seed = [0, 1]
 def project(tmp_path_factory):
     """A copy of the code with a text prepared and a sweep trained."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("model.py", "train.py", "analyze.py", "sparsity.py"):
-        shutil.copy(REPOSITORY / name, folder)
-    for name in ("configs/read.py", "configs/claims.py", "data/prepare.py", "data/read.py"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / name, folder / name)
+    for pattern in ("*.py", "configs/*.py", "data/*.py", "results/*.py"):
+        for path in REPOSITORY.glob(pattern):
+            target = folder / path.relative_to(REPOSITORY)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
     (folder / "mine.txt").write_text(TEXT)
     (folder / "sweep.toml").write_text(CONFIG)
     (folder / "window.toml").write_text('attention = "window"\n' + CONFIG.replace("n_layer = [2, 3]", "window = [2, 8]"))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TOGGLES, build, tokens
 
 import sparsity
+from conftest import TOGGLES, build, tokens
 from model import GPT
 
 # Weights -----------------------------------------------------------------------------------------
