@@ -1,15 +1,17 @@
-"""The whole way as a reader walks it: text, runs, analysis, in a copy of the project and from its command lines."""
+"""The whole way as a reader walks it: text, runs, analysis, in a copy of the project and from its
+command lines."""
+
 import json
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib.image
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from conftest import REPOSITORY
+
 TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(150) for j in range(12))
 CONFIG = """
 dataset = "mine"
@@ -22,104 +24,234 @@ eval_interval = 10
 device = "cpu"
 
 [sweep]
-n_layer = [2, 3]
 seed = [0, 1]
 """
+SWEEP = CONFIG.replace("[sweep]", "[sweep]\nn_layer = [2, 3]")
+WINDOWS = 'attention = "window"\n' + CONFIG.replace("[sweep]", "[sweep]\nwindow = [2, 8]")
+LADDER = (
+    CONFIG
+    + """
+[[point]]
+name = "shallow"
+rung = 0
+n_layer = 1
+
+[[point]]
+name = "deep"
+rung = 1
+n_layer = 2
+"""
+)
+ITEM = {"context": "2 times 3 is ", "choices": ["6", "99"], "answer": 0}
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A copy of the code with a text prepared and a sweep trained."""
-    folder = tmp_path_factory.mktemp("project")
+def run(folder, *command, code=0):
+    """Run a command line of the project; its standard output and error."""
+    command = [sys.executable, *command]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == code, result.stderr
+    return result
+
+
+def refusal(folder, *command):
+    """The one sentence in which a command line refuses what it was given."""
+    message = run(folder, *command, code=2).stderr.strip()
+    assert "\n" not in message
+    return message
+
+
+def copy_project(folder):
     for pattern in ("*.py", "configs/*.py", "data/*.py", "results/*.py"):
         for path in REPOSITORY.glob(pattern):
             target = folder / path.relative_to(REPOSITORY)
             target.parent.mkdir(exist_ok=True)
             shutil.copy(path, target)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the code with a text prepared and two sweeps trained: depths, and windows."""
+    folder = tmp_path_factory.mktemp("project")
+    copy_project(folder)
     (folder / "mine.txt").write_text(TEXT)
-    (folder / "sweep.toml").write_text(CONFIG)
-    (folder / "window.toml").write_text('attention = "window"\n' + CONFIG.replace("n_layer = [2, 3]", "window = [2, 8]"))
+    (folder / "task.jsonl").write_text(json.dumps(ITEM) + "\n")
+    (folder / "sweep.toml").write_text(SWEEP)
+    (folder / "window.toml").write_text(WINDOWS)
     run(folder, "data/prepare.py", "text", "mine.txt", "--name", "mine")
     run(folder, "train.py", "sweep.toml")
-    run(folder, "train.py", "window.toml", "--n_expert=4", "--n_kv_head=1", "--layer_norm_scaling=true")
+    toggles = ("--n_expert=4", "--n_kv_head=1", "--layer_norm_scaling=true")
+    run(folder, "train.py", "window.toml", *toggles)
     return folder
 
 
-def run(folder, *command, code=0):
-    result = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
-    assert result.returncode == code, result.stderr
-    return result
-
-
-def test_analysis_writes_scores_figures_and_report(project):
-    task = project / "task.jsonl"
-    task.write_text(json.dumps({"context": "2 times 3 is ", "choices": ["6", "99"], "answer": 0}) + "\n")
-    result = run(project, "analyze.py", "out/window", "out/sweep", "--sequences", "4", "--task", "task.jsonl")
+@pytest.fixture(scope="module")
+def analysed(project):
+    """The same, with both sweeps analysed at once."""
+    sweeps, task = ("out/window", "out/sweep"), ("--task", "task.jsonl")
+    result = run(project, "analyze.py", *sweeps, "--sequences", "4", *task)
     assert result.stderr == ""  # piped output stays clean
+    return project
+
+
+def picture(path):
+    """The pixels of a PNG, which must show something."""
+    pixels = matplotlib.image.imread(path)
+    assert pixels.std() > 0.01
+    return pixels
+
+
+def claims_in(text):
+    return [line for line in text.splitlines() if re.match(r"\| C\d", line)]
+
+
+# Analysis ----------------------------------------------------------------------------------------
+
+POINTS = [("sweep", ["n_layer=2", "n_layer=3"]), ("window", ["window=2", "window=8"])]
+
+
+@pytest.mark.parametrize("sweep, points", POINTS)
+def test_every_sweep_has_a_report_with_figures(analysed, sweep, points):
+    folder = analysed / "out" / sweep
+    report = (folder / "report.md").read_text()
+    figures = re.findall(r"^!\[\w+\]\((\w+\.png)\)$", report, re.MULTILINE)
+    assert len(figures) == 8
+    for figure in figures:
+        picture(folder / figure)
+    for point in points:
+        assert f"| {point} | " in report
+    assert " ± " in report
+
+
+@pytest.mark.parametrize("sweep, points", POINTS)
+def test_every_sweep_is_judged_on_its_seeds(analysed, sweep, points):
+    claims = claims_in((analysed / "out" / sweep / "report.md").read_text())
+    assert len(claims) > 0
+    for row in claims:
+        assert f" | {sweep} | " in row
+        assert ", 2 seeds; " in row
+
+
+def test_all_sweeps_have_one_figure_and_one_table_of_claims(analysed):
+    """C1 to C3 of the depths, then C9 of the windows."""
     claims = []
-    for sweep, points in (("sweep", ("n_layer=2", "n_layer=3")), ("window", ("window=2", "window=8"))):
-        report = (project / "out" / sweep / "report.md").read_text()
-        for line in report.splitlines():
-            if line.startswith("!["):
-                assert matplotlib.image.imread(project / "out" / sweep / line.split("(")[1][:-1]).std() > 0.01
-        assert report.count("![") == 8 and all(f"| {point} | " in report for point in points) and " ± " in report
-        claims += [row for row in report.splitlines() if re.match(r"\| C\d", row)]
-        assert report.count(", 2 seeds; ") == sum(f" | {sweep} | " in row for row in claims) > 0
-    analysis = json.loads((project / "out/sweep/n_layer=3,seed=1/analysis.json").read_text())
-    assert len(analysis["prune_ratios"]) == 3 and len(analysis["variance"]["residual"]) == 4 and analysis["task"]["items"] == 1
+    for sweep in ("sweep", "window"):
+        claims += claims_in((analysed / "out" / sweep / "report.md").read_text())
+    assert claims_in((analysed / "out/claims.md").read_text()) == claims
+    picture(analysed / "out/joint.png")
+
+
+def test_every_run_has_its_scores(analysed):
+    path = analysed / "out/sweep/n_layer=3,seed=1/analysis.json"
+    analysis = json.loads(path.read_text())
+    assert len(analysis["prune_ratios"]) == 3
+    assert len(analysis["variance"]["residual"]) == 4
+    assert analysis["task"]["items"] == 1
     assert analysis["choices"]["items"] > 20
-    assert matplotlib.image.imread(project / "out/joint.png").std() > 0.01
-    assert (project / "out/claims.md").read_text().splitlines()[4:] == claims  # C1 to C3 of the depths, then C9 of the windows
-    assert not list(project.rglob("*.tmp"))
+
+
+def test_no_temporary_file_is_left(analysed):
+    assert not list(analysed.rglob("*.tmp"))
+
+
+def test_a_ladder_has_a_figure_of_its_own(project):
+    (project / "ladder.toml").write_text(LADDER)
+    run(project, "train.py", "ladder.toml")
+    run(project, "analyze.py", "out/ladder", "--sequences", "2")
+    report = (project / "out/ladder/report.md").read_text()
+    picture(project / "out/ladder/ladder.png")
+    assert report.index("| shallow |") < report.index("| deep |")  # as in the file
+    assert {"| C8", "| C8+"} <= {row.split(" | ")[0] for row in claims_in(report)}
+
+
+# Published and restored --------------------------------------------------------------------------
 
 
 def test_published_json_rebuilds_the_report(project):
-    run(project, "analyze.py", "out/sweep", "--sequences", "2", "--publish", "results")
-    report, figure = (project / "results/sweep/report.md").read_text(), (project / "results/sweep/linear.png").read_bytes()
-    shutil.rmtree(project / "results/sweep")
-    shutil.move(project / "results/sweep.json", project / "sweep.json")
+    run(project, "analyze.py", "out/sweep", "--sequences", "2", "--publish", "published")
+    shutil.copy(project / "published/sweep.json", project / "sweep.json")
     run(project, "analyze.py", "sweep.json")
-    assert (project / "sweep/report.md").read_text() == report and (project / "sweep/linear.png").read_bytes() == figure
+    for name in ("report.md", "linear.png"):
+        rebuilt, original = project / "sweep" / name, project / "published/sweep" / name
+        assert rebuilt.read_bytes() == original.read_bytes()
 
 
-def test_a_restored_sweep_goes_on_where_it_stopped(project):
-    """Published with one seed, restored in a fresh place: the other seed is trained, and both are in the report."""
-    shutil.copytree(project / "out/sweep", project / "part/sweep", ignore=lambda _, names: [name for name in names if name.endswith("seed=1")])
-    run(project, "analyze.py", "part/sweep", "--sequences", "2", "--publish", "published")
-    run(project, "analyze.py", "published/sweep.json", "--restore", "fresh")
+@pytest.fixture(scope="module")
+def restored(project):
+    """fresh/sweep: restored from a file that holds seed 0 alone, then trained to the end."""
+
+    def of_seed_1(_, names):
+        return [name for name in names if name.endswith("seed=1")]
+
+    shutil.copytree(project / "out/sweep", project / "part/sweep", ignore=of_seed_1)
+    run(project, "analyze.py", "part/sweep", "--sequences", "2", "--publish", "half")
+    run(project, "analyze.py", "half/sweep.json", "--restore", "fresh")
     before = (project / "fresh/sweep/n_layer=3,seed=0/summary.json").read_text()
     run(project, "train.py", "sweep.toml", "--out_dir=fresh")
     assert (project / "fresh/sweep/n_layer=3,seed=0/summary.json").read_text() == before
-    assert not (project / "fresh/sweep/n_layer=3,seed=0/ckpt.pt").exists() and (project / "fresh/sweep/n_layer=3,seed=1/ckpt.pt").exists()
-    run(project, "analyze.py", "fresh/sweep", "--sequences", "2", "--publish", "whole")
-    assert "4 runs, seeds 0, 1" in (project / "whole/sweep/report.md").read_text()
-    message = run(project, "analyze.py", "published/sweep.json", "--restore", "fresh", code=2).stderr.strip()
-    assert "exists already" in message and "\n" not in message
+    return project
+
+
+def test_a_restored_sweep_trains_what_is_missing(restored):
+    assert not (restored / "fresh/sweep/n_layer=3,seed=0/ckpt.pt").exists()
+    assert (restored / "fresh/sweep/n_layer=3,seed=1/ckpt.pt").exists()
+
+
+def test_restored_and_new_runs_are_reported_together(restored):
+    run(restored, "analyze.py", "fresh/sweep", "--sequences", "2", "--publish", "whole")
+    assert "4 runs, seeds 0, 1" in (restored / "whole/sweep/report.md").read_text()
+
+
+def test_restoring_into_an_existing_folder_is_refused(restored):
+    message = refusal(restored, "analyze.py", "half/sweep.json", "--restore", "fresh")
+    assert "exists already" in message
+
+
+# One run -----------------------------------------------------------------------------------------
 
 
 def test_sparsity_prints_a_table(project):
     output = run(project, "sparsity.py", "out/window/window=2,seed=0").stdout
-    assert "experts in use  0.500" in output and "key/value heads in use  0.500" in output and "balance" in output
+    assert "experts in use  0.500" in output
+    assert "key/value heads in use  0.500" in output
+    assert "balance" in output
 
 
-def test_bad_input_to_the_instruments(project):
-    for command, word in ((("analyze.py", "out/none"), "out/none"), (("sparsity.py", "out/none"), "out/none"),
-                          (("analyze.py", "out/sweep", "--task", "none.jsonl"), "none.jsonl")):
-        message = run(project, *command, code=2).stderr.strip()
-        assert word in message and "\n" not in message
+READ_A_MODEL = """
+import torch
+from train import load_run
+from data.prepare import tokenizer
+model, config = load_run("out/sweep/n_layer=3,seed=0")
+text = tokenizer(257)
+torch.manual_seed(0)
+idx = torch.tensor([text.encode("7 times")])
+print(text.decode(model.generate(idx, 20)[0].tolist()))
+"""
 
 
 def test_a_trained_model_can_be_read(project):
-    code = ("import torch; from train import load_run; from data.prepare import tokenizer; "
-            "model, config = load_run('out/sweep/n_layer=3,seed=0'); text = tokenizer(257); torch.manual_seed(0); "
-            "print(text.decode(model.generate(torch.tensor([text.encode('7 times')]), 20)[0].tolist()))")
-    assert run(project, "-c", code).stdout.startswith("7 times")
+    assert run(project, "-c", READ_A_MODEL).stdout.startswith("7 times")
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+REFUSED = [  # command line, and what its sentence names
+    (["analyze.py", "out/none"], "out/none"),
+    (["sparsity.py", "out/none"], "out/none"),
+    (["analyze.py", "out/sweep", "--task", "none.jsonl"], "none.jsonl"),
+]
+
+
+@pytest.mark.parametrize("command, named", REFUSED)
+def test_bad_input_to_the_instruments(project, command, named):
+    assert named in refusal(project, *command)
 
 
 def test_a_diverged_run_does_not_stop_the_report(project):
-    run(project, "train.py", "sweep.toml", "--learning_rate=1e30", "--grad_clip=0", "--seed=0", "--out_dir=bad")
-    run(project, "analyze.py", "bad/sweep", code=2)
-    shutil.copytree(project / "out/sweep", project / "mixed/sweep")
-    shutil.copytree(project / "bad/sweep/n_layer=2,seed=0", project / "mixed/sweep/n_layer=9,seed=0")
+    diverging = ("--learning_rate=1e30", "--grad_clip=0", "--seed=0", "--out_dir=bad")
+    run(project, "train.py", "sweep.toml", *diverging)
+    assert "did not diverge" in refusal(project, "analyze.py", "bad/sweep")
+    mixed = project / "mixed/sweep"
+    shutil.copytree(project / "out/sweep", mixed)
+    shutil.copytree(project / "bad/sweep/n_layer=2,seed=0", mixed / "n_layer=9,seed=0")
     run(project, "analyze.py", "mixed/sweep", "--sequences", "2")
-    assert "n_layer=9" in (project / "mixed/sweep/report.md").read_text()
+    assert "n_layer=9,seed=0 (diverged)" in (mixed / "report.md").read_text()

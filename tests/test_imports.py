@@ -1,0 +1,104 @@
+"""The picture of the house: which file may import which. Arrows point one way, and stand at the
+top of a file."""
+
+import ast
+
+import pytest
+
+from conftest import REPOSITORY
+
+DATA = {"data.files", "data.read", "data.prepare"}
+RESULTS = {"results.runs", "results.claims", "results.figures", "results.report"}
+MAY_IMPORT = {
+    "model": set(),
+    "data.files": set(),
+    "data.read": {"data.files"},
+    "data.prepare": {"data.files"},
+    "configs.read": {"model", "data.files", "data.read"},
+    "fast": {"model"},
+    "results.runs": {"model", "configs.read", "data.files"},
+    "results.claims": {"model", "configs.read", "results.runs"},
+    "results.figures": {"results.claims", "results.runs", "data.files"},
+    "results.report": {"results.claims", "results.figures", "results.runs", "data.files"},
+    "train": {"model", "fast", "configs.read", "results.runs", *DATA},
+    "sparsity": {"model", *DATA, *RESULTS},
+    "analyze": {"model", "sparsity", "train", "configs.read", *DATA, *RESULTS},
+    # Scripts that time: they stand on everything, and nothing stands on them.
+    "results.scaling": {"train", "configs.read", *DATA, *RESULTS},
+    "results.published_way": {"analyze", "train", "configs.read", *DATA, *RESULTS},
+}
+
+
+def own_files():
+    """{module: path} of all that is no test."""
+    paths = [path for folder in ("", "configs", "data", "results") for path in files_in(folder)]
+    return {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in paths}
+
+
+def files_in(folder):
+    return sorted((REPOSITORY / folder).glob("*.py"))
+
+
+FILES = own_files()
+
+
+def imports_of(nodes):
+    """The project's own modules that these statements import, and all inside them."""
+    found = set()
+    for statement in nodes:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            found |= {name for name in names if name in FILES}
+    return found
+
+
+def parsed(module):
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
+def test_every_file_has_its_place_in_the_picture():
+    assert set(FILES) == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_arrows_are_those_of_the_picture(module):
+    assert imports_of([parsed(module)]) <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_of_ours_is_imported_inside_a_function(module):
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    inside = [node for node in ast.walk(parsed(module)) if isinstance(node, functions)]
+    assert imports_of(inside) == set()
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_only_what_may_be_deleted_is_tried(module):
+    """train.py tries to import fast.py, without which everything works, only slower."""
+    tried = [node for node in ast.walk(parsed(module)) if isinstance(node, ast.Try)]
+    assert imports_of(tried) == ({"fast"} if module == "train" else set())
+
+
+def test_arrows_make_no_circle():
+    arrows = {module: imports_of([parsed(module)]) for module in FILES}
+    while arrows:
+        leaves = [module for module, others in arrows.items() if not others & arrows.keys()]
+        assert leaves, f"a circle among {sorted(arrows)}"
+        for module in leaves:
+            del arrows[module]
+
+
+def test_model_py_imports_torch_and_the_standard_library_alone():
+    for node in ast.walk(parsed("model")):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        else:
+            continue
+        assert {name.split(".")[0] for name in names} <= {"math", "dataclasses", "torch"}
