@@ -35,7 +35,7 @@ from data.read import held_out_sequences, load_items, load_meta
 from model import cross_entropy
 from results.report import report_all, report_sweep
 from results.runs import load_run, publish_runs, read_runs, restore_runs
-from sparsity import densities, predict_variance
+from sparsity import TINY, densities, predict_variance
 from train import choose_hardware, fast, forward_with_variance
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
@@ -45,7 +45,6 @@ SEQUENCES = 100  # to score on, as published
 JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
 DENSITY_SEQUENCES = 16
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
-TINY = 1e-300  # keeps 0 / 0 at 0
 
 
 # States and interventions ------------------------------------------------------------------------

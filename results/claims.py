@@ -217,6 +217,9 @@ class Rule(NamedTuple):
     effect: Callable  # of a table
     sign: int  # +1 where the claim predicts an effect above the threshold, -1 below
     threshold: float = 0.0
+    relative: bool = False  # the effect is a share of the metric, never of its logarithm
+    lowest: bool = False  # the lowest is best: gains are those of the table with its sign turned
+    inside: bool = False  # an end that is best opposes the claim, whatever the effect
 
 
 def slope_effect(table):
@@ -236,6 +239,8 @@ def gain_over_first_two(table):
 
 
 def gain_of_best_inner_point(table):
+    if len(table) < 3:
+        return math.nan, math.inf
     inner, level = table[1:-1], level_for(table)
     gains = [surest(min, point, table[[0, -1]], level) for point in inner]
     return max(gains, key=lower_bound)
@@ -243,6 +248,8 @@ def gain_of_best_inner_point(table):
 
 def an_end_is_best(table):
     """Does one end beat every inner point by more than the interval's half-width?"""
+    if len(table) < 3:
+        return False
     inner, level = table[1:-1], level_for(table)
     gains = [surest(min, end, inner, level) for end in table[[0, -1]]]
     return any(mean > half for mean, half in gains)
@@ -268,11 +275,11 @@ RULES = {
     "rises": Rule(slope_effect, +1),
     "falls": Rule(slope_effect, -1),
     "negative": Rule(last_value, -1),
-    "last lowest": Rule(gain_over_first_two, +1),
+    "last lowest": Rule(gain_over_first_two, +1, lowest=True),
     "last highest": Rule(gain_over_first_two, +1),
-    "no worse": Rule(relative_change, -1, MARGIN),
-    "lowest inside": Rule(gain_of_best_inner_point, +1),
-    "highest inside": Rule(gain_of_best_inner_point, +1),
+    "no worse": Rule(relative_change, -1, MARGIN, relative=True),
+    "lowest inside": Rule(gain_of_best_inner_point, +1, lowest=True, inside=True),
+    "highest inside": Rule(gain_of_best_inner_point, +1, inside=True),
 }
 
 
@@ -281,18 +288,15 @@ def judge(table, shape, log=False):
     log: effects are of its logarithm (a relative change is one in any case). Returns (verdict,
     mean effect, half-width)."""
     rule, table = RULES[shape], np.asarray(table, dtype=float)
-    inside = shape in ("lowest inside", "highest inside")
-    if inside and len(table) < 3:
-        return "undecided", math.nan, math.inf
-    if log and shape != "no worse":
+    if log and not rule.relative:
         table = np.log(table)
-    if shape in ("last lowest", "lowest inside"):
+    if rule.lowest:
         table = -table
     mean, half = rule.effect(table)
     predicted = rule.sign * (mean - rule.threshold)
     if predicted > half:
         return "supported", mean, half
-    opposed = an_end_is_best(table) if inside else -predicted > half
+    opposed = an_end_is_best(table) if rule.inside else -predicted > half
     return "opposed" if opposed else "undecided", mean, half
 
 

@@ -69,6 +69,7 @@ KNOWN = [  # shape, the points' means, verdict
     ("lowest inside", [3, 1, 2, 3], "supported"),
     ("lowest inside", [1, 2, 2, 3], "opposed"),
     ("lowest inside", [1, 2], "undecided"),
+    ("highest inside", [1], "undecided"),
     ("no worse", [1.0, 1.3, 0.9], "supported"),
     ("no worse", [1.0, 1.0, 1.2], "opposed"),
 ]

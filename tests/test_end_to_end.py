@@ -191,16 +191,19 @@ def restored(project):
     return project
 
 
+@pytest.mark.slow
 def test_a_restored_sweep_trains_what_is_missing(restored):
     assert not (restored / "fresh/sweep/n_layer=3,seed=0/ckpt.pt").exists()
     assert (restored / "fresh/sweep/n_layer=3,seed=1/ckpt.pt").exists()
 
 
+@pytest.mark.slow
 def test_restored_and_new_runs_are_reported_together(restored):
     run(restored, "analyze.py", "fresh/sweep", "--sequences", "2", "--publish", "whole")
     assert "4 runs, seeds 0, 1" in (restored / "whole/sweep/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_restoring_into_an_existing_folder_is_refused(restored):
     message = refusal(restored, "analyze.py", "half/sweep.json", "--restore", "fresh")
     assert "exists already" in message

@@ -1,5 +1,6 @@
 """results/figures.py: which curves a sweep is drawn as, and that lines can be told apart."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -9,7 +10,6 @@ from results.figures import (
     label_points,
     logarithmic,
     means_and_halves,
-    plt,
     point_styles,
     save_figure,
     styles,
