@@ -5,7 +5,6 @@ import tomllib
 from dataclasses import asdict
 
 import pytest
-from conftest import REPOSITORY, write_config
 
 import train
 from configs.read import (
@@ -16,6 +15,7 @@ from configs.read import (
     load_points,
     parse_override,
 )
+from conftest import REPOSITORY, write_config
 from data.files import BadInput
 from model import GPTConfig
 

@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, write_data
 
 from configs.read import TrainConfig
+from conftest import REPOSITORY, write_data
 from data import files, read
 from data.files import BadInput
 from model import GPTConfig
