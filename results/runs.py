@@ -26,6 +26,8 @@ from data.files import BadInput, read_json, write_json, write_text
 from model import GPT
 
 DIGITS = 6  # of a measured number, once it is published
+MATRICES = ("causal_matrix", "permutation_matrix", "angular_distance")  # half of a file
+MATRIX_DIGITS = 3
 
 
 # One folder --------------------------------------------------------------------------------------
@@ -194,8 +196,8 @@ def read_published(path):
 
 
 def publish_runs(runs, path):
-    """One JSON file of a sweep's runs, a line each: DIGITS of each measured number (of a config,
-    all), and of the log the stream's variances, but not the branches'."""
+    """One JSON file of a sweep's runs, a line each: DIGITS of each measured number (of a config all,
+    of a matrix MATRIX_DIGITS), and of the log the stream's variances, but not the branches'."""
     lines = [json.dumps(published(run), allow_nan=False) for run in runs]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
@@ -206,6 +208,10 @@ def published(run):
     for line in fields["log"]:
         line.pop("attention_variance", None)
         line.pop("mlp_variance", None)
+    analysis = fields["analysis"] or {}
+    for name in MATRICES:
+        if name in analysis:
+            analysis[name] = rounded(analysis[name], MATRIX_DIGITS)
     return {**fields, "config": run.config}
 
 

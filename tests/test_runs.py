@@ -124,7 +124,8 @@ def measured_runs():
     runs = []
     for L in (4, 16):
         for seed in (0, 1):
-            name, analysis = f"n_layer={L},seed={seed}", {"causal": 2 / 3, "pairs": [1 / 7]}
+            name = f"n_layer={L},seed={seed}"
+            analysis = {"causal": 2 / 3, "prune_ratios": [1 / 7], "causal_matrix": [[0, 2 / 7]]}
             varies = sweep("n_layer", "seed")
             scored = run(name, varies, analysis=analysis, n_layer=L, seed=seed, min_lr=0.003 / 10)
             scored.log[0] |= {"mlp_variance": [3.0], "attention_variance": [5.0]}
@@ -132,7 +133,7 @@ def measured_runs():
     return runs
 
 
-def test_published_runs_are_read_back_with_six_digits(tmp_path):
+def test_published_runs_are_read_back_with_six_digits_and_three_of_matrices(tmp_path):
     originals = measured_runs()
     publish_runs(originals, tmp_path / "sweep.json")
     back = read_runs(tmp_path / "sweep.json")
@@ -140,7 +141,9 @@ def test_published_runs_are_read_back_with_six_digits(tmp_path):
     for published, original in zip(back, originals, strict=True):
         assert published.config == original.config  # to the last digit
         assert published.summary == original.summary
-        assert published.analysis == {"causal": 0.666667, "pairs": [0.142857]}
+        assert published.analysis["causal"] == 0.666667
+        assert published.analysis["prune_ratios"] == [0.142857]
+        assert published.analysis["causal_matrix"] == [[0, 0.286]]
         assert published.log == [{"step": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
     assert originals[0].log[0]["mlp_variance"] == [3.0]  # what was published is left as it was
 
