@@ -196,8 +196,8 @@ def read_published(path):
 
 
 def publish_runs(runs, path):
-    """One JSON file of a sweep's runs, a line each: DIGITS of each measured number (of a config all,
-    of a matrix MATRIX_DIGITS), and of the log the stream's variances, but not the branches'."""
+    """One JSON file of a sweep's runs, a line each: DIGITS of each measured number (a config's all,
+    a matrix's MATRIX_DIGITS), and of the log the stream's variances, but not the branches'."""
     lines = [json.dumps(published(run), allow_nan=False) for run in runs]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
