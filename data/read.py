@@ -1,25 +1,34 @@
 """What data/prepare.py wrote, as token ids: for training, for validation, for the instruments."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data.files import BadInput, read_json
+from data.files import BadInput, Number, check_name, read_json, read_json_lines
 
-DATA = Path(__file__).parent
+DATA = Path(__file__).parent  # datasets are beside the code, runs in the working folder
+N_TOKENS = Number(int, 0)
+META = {  # what we need of meta.json
+    "vocab_size": Number(int, 2, 2**16),
+    "tokens": {"train": N_TOKENS, "val": N_TOKENS},
+    "sha256": str,
+}
+ITEM = {"context": str, "choices": [str], "answer": Number(int, 0)}
 
 
 def load_meta(dataset):
-    """data/<dataset>/meta.json; raises BadInput where the dataset is not prepared."""
+    """data/<dataset>/meta.json; raises BadInput where the dataset is not prepared, or damaged."""
+    check_name(dataset, "dataset")
     try:
-        return read_json(DATA / dataset / "meta.json")
-    except (OSError, ValueError):
+        return read_json(DATA / dataset / "meta.json", META)
+    except OSError:
         raise BadInput(
             f"data/{dataset} is not prepared: "
             "run python data/prepare.py first (--help lists the sources)"
         ) from None
+    except BadInput as error:
+        raise BadInput(f"{error}: prepare data/{dataset} again, by data/prepare.py") from None
 
 
 def load_tokens(dataset, split, model_config):
@@ -46,7 +55,13 @@ def load_tokens(dataset, split, model_config):
         raise BadInput(
             f"{path} has {n_tokens:,} tokens, too few for block_size = {model_config.block_size}"
         )
-    return np.memmap(path, dtype=np.uint16, mode="c")  # never written, though torch asks for it
+    tokens = np.memmap(path, dtype=np.uint16, mode="c")  # never written, though torch asks for it
+    if tokens.max() >= meta["vocab_size"]:
+        raise BadInput(
+            f"{path} holds token {tokens.max()}, where meta.json promises {meta['vocab_size']} "
+            f"tokens from 0: prepare data/{dataset} again"
+        )
+    return tokens
 
 
 def take_sequences(tokens, offsets, block_size, device):
@@ -80,12 +95,17 @@ def held_out_sequences(config, model_config, n_sequences, length=512, device="cp
     """Windows of at most `length` tokens, evenly spaced over val.bin, as inputs and targets (N, T).
 
     Parity 0 and 1 interleave, which makes two sets of different sequences. A short val.bin gives
-    fewer than n_sequences.
+    fewer than n_sequences; raises BadInput where it has not even two.
     """
     tokens = load_tokens(config.dataset, "val", model_config)
     T = min(length, model_config.block_size)
     n_there = len(tokens) // (T + 1) // 2
-    n_sequences = max(1, min(n_sequences, n_there))
+    if n_there == 0:
+        raise BadInput(
+            f"data/{config.dataset}/val.bin has {len(tokens):,} tokens, too few for two sequences "
+            f"of {T}, one to fit on and one to score: prepare data/{config.dataset} with more text"
+        )
+    n_sequences = min(n_sequences, n_there)
     offsets = np.linspace(0, len(tokens) - T - 1, 2 * n_sequences).astype(int)
     return take_sequences(tokens, offsets[parity::2], T, device)
 
@@ -96,18 +116,12 @@ def load_items(path):
     Raises BadInput, which names file and line.
     """
     items = []
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            item = json.loads(line)
-            has_texts = item["context"] and all(item["choices"])
-            good = has_texts and 0 <= item["answer"] < len(item["choices"])
-        except (ValueError, KeyError, TypeError):
-            good = False
-        if not good:
+    for number, item in read_json_lines(path, ITEM):
+        texts = [item["context"], *item["choices"]]
+        if not all(texts) or item["answer"] >= len(item["choices"]):
             raise BadInput(
-                f"{path}, line {number}: must be "
-                '{"context": text, "choices": [texts], "answer": index}'
+                f"{path}, line {number}: context and choices must hold text, "
+                "and answer must be the index of a choice, from 0"
             )
         items.append(item)
     return items

@@ -1,81 +1,17 @@
-"""data/read.py and data/files.py: token files as batches, and text files that are whole."""
+"""data/read.py: token files as batches, and what is refused."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from configs.read import TrainConfig
-from conftest import REPOSITORY, write_data
-from data import files, read
+from conftest import write_data
+from data import read
 from data.files import BadInput
 from model import GPTConfig
 
 MODEL = GPTConfig(n_embd=16, n_head=2, block_size=16)
-
-
-# Files --------------------------------------------------------------------------------------------
-
-
-def test_text_is_utf8_with_line_feeds(tmp_path):
-    files.write_text(tmp_path / "text.md", "0.87 ± 0.02\n")
-    assert (tmp_path / "text.md").read_bytes() == "0.87 ± 0.02\n".encode()
-
-
-def test_text_is_utf8_whatever_the_locale(tmp_path):
-    code = (
-        "import locale, pathlib, sys; from data.files import read_json, write_text;"
-        "path = pathlib.Path(sys.argv[1]);"
-        "write_text(path, '\"\\u00b1\"');"
-        "print(read_json(path) == '\\u00b1', locale.getpreferredencoding(False))"
-    )
-    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    printed = python(code, tmp_path / "content.json", env={**os.environ, **plain})
-    assert printed.startswith("True ") and "UTF-8" not in printed
-    assert (tmp_path / "content.json").read_bytes() == '"±"'.encode()
-
-
-def python(code, *arguments, env=None):
-    """What code prints, run in the project's folder."""
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=env, check=True, capture_output=True, text=True
-    ).stdout
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path):
-    path = tmp_path / "content.json"
-    files.write_json(path, {"loss": 2.5})
-    with pytest.raises(ValueError):
-        files.write_json(path, {"loss": float("nan")})
-    with pytest.raises(KeyboardInterrupt), files.replacing(path) as temporary:
-        temporary.write_text("half", encoding="utf-8")
-        raise KeyboardInterrupt
-    assert files.read_json(path) == {"loss": 2.5}
-
-
-def test_bad_input_ends_in_one_sentence(refused):
-    def refuse_input(argv):
-        def refuse():
-            raise BadInput("no such layer: give one of 0 to 3")
-
-        files.or_one_sentence(refuse)
-
-    assert refused(refuse_input, []).endswith(": no such layer: give one of 0 to 3")
-
-
-def test_a_file_that_cannot_be_opened_is_named(refused, tmp_path):
-    message = refused(lambda argv: files.or_one_sentence(open, tmp_path / "none.txt"), [])
-    assert message.endswith("none.txt: No such file or directory")
-
-
-def test_training_loads_nothing_that_only_preparing_needs():
-    loaded = python("import sys, train; print(*sys.modules)").split()
-    assert "data.read" in loaded
-    assert not {"data.prepare", "tiktoken"} & set(loaded)
 
 
 # Tokens -------------------------------------------------------------------------------------------
@@ -126,10 +62,11 @@ def test_validation_takes_no_more_than_there_is():
 
 def test_held_out_sequences_of_either_parity_share_no_token(project):
     n_val = 600
-    (project / "data/tiny/val.bin").write_bytes(np.arange(n_val, dtype=np.uint16).tobytes())
-    config = TrainConfig(dataset="tiny")
-    even, targets = read.held_out_sequences(config, MODEL, n_sequences=8)
-    odd, _ = read.held_out_sequences(config, MODEL, n_sequences=8, parity=1)
+    write_data(project / "data/counted", vocab_size=n_val)
+    (project / "data/counted/val.bin").write_bytes(np.arange(n_val, dtype=np.uint16).tobytes())
+    config, model = TrainConfig(dataset="counted"), GPTConfig(block_size=16, vocab_size=n_val)
+    even, targets = read.held_out_sequences(config, model, n_sequences=8)
+    odd, _ = read.held_out_sequences(config, model, n_sequences=8, parity=1)
     assert even.shape == odd.shape == (8, 16)
     assert (targets == even + 1).all()
     assert even[0, 0] == 0 and odd[-1, -1] == n_val - 2  # from end to end
@@ -141,6 +78,13 @@ def test_a_short_val_bin_gives_fewer_held_out_sequences(project):
     assert len(idx) == 600 // 17 // 2
     idx, _ = read.held_out_sequences(TrainConfig(dataset="tiny"), MODEL, 4, length=8)
     assert idx.shape == (4, 8)
+
+
+def test_a_val_bin_of_less_than_two_sequences_is_refused(project):
+    """One to fit linear maps on and one to score them: they must not overlap."""
+    write_data(project / "data/short", n_val=33)
+    with pytest.raises(BadInput, match="too few for two sequences of 16"):
+        read.held_out_sequences(TrainConfig(dataset="short"), MODEL, 4)
 
 
 # Bad input ----------------------------------------------------------------------------------------
@@ -178,6 +122,39 @@ def test_tokens_beyond_the_vocabulary_are_refused(project):
     write_data(project / "data/large", vocab_size=1000)
     message = refusal("large")
     assert "vocab_size = 257" in message and "999" in message
+
+
+def test_a_token_that_the_vocabulary_lacks_is_refused(project):
+    tokens = np.fromfile(project / "data/tiny/train.bin", dtype=np.uint16)
+    tokens[7] = 257
+    tokens.tofile(project / "data/tiny/train.bin")
+    with pytest.raises(BadInput, match="train.bin holds token 257"):
+        read.load_tokens("tiny", "train", MODEL)
+
+
+@pytest.mark.parametrize("name", ["../tiny", "/tiny", ".", "a b"])
+def test_a_dataset_lies_in_the_data_folder(name):
+    with pytest.raises(BadInput, match="dataset .* must be a name"):
+        read.load_meta(name)
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("vocab_size", "257", "vocab_size = '257'"),
+        ("vocab_size", 1, "vocab_size = 1"),
+        ("tokens", {"train": 4000}, "tokens.val is missing"),
+        ("tokens", {"train": 4000, "val": -1}, "tokens.val = -1"),
+        ("sha256", None, "sha256 = None"),
+    ],
+)
+def test_a_damaged_meta_json_is_refused_with_its_field(project, field, value, words):
+    path = project / "data/tiny/meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**meta, field: value}), encoding="utf-8")
+    with pytest.raises(BadInput, match="meta.json") as error:
+        read.load_meta("tiny")
+    assert words in str(error.value) and "data/prepare.py" in str(error.value)
 
 
 def test_fewer_tokens_than_the_context_are_refused(project):

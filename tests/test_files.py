@@ -1,0 +1,207 @@
+"""data/files.py: errors in one sentence, names, and text files that are whole."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import REPOSITORY
+from data import files
+from data.files import BadInput, Number
+
+
+def python(code, *arguments, env=None, **options):
+    """A process that runs code in the project's folder, finished."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    options = {"check": True, "capture_output": True, "text": True, **options}
+    return subprocess.run(command, cwd=REPOSITORY, env=env, **options)
+
+
+# What a person reads -----------------------------------------------------------------------------
+
+
+def raise_it(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (BadInput("no such layer: give one of 0 to 3"), "no such layer: give one of 0 to 3"),
+        (FileNotFoundError(2, "No such file", "none.txt"), "none.txt: No such file"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("a reason\nand more"), "a reason"),
+        (MemoryError(), "out of memory: give the model fewer blocks, or a step fewer sequences"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(refused, error, sentence):
+    message = refused(lambda argv: files.or_one_sentence(raise_it, error), [])
+    assert message.endswith(f": {sentence}")
+
+
+def test_ctrl_c_is_one_line_that_says_what_is_safe(capsys):
+    with pytest.raises(SystemExit) as stop:
+        files.or_one_sentence(raise_it, KeyboardInterrupt(), stopped="all is as it was")
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 130 and len(lines) == 1 and "all is as it was" in lines[0]
+
+
+def test_a_closed_pipe_stops_only_the_printing(tmp_path):
+    code = (
+        "import sys, pathlib; from data.files import say\n"
+        "for i in range(20000): say(f'line {i}')\n"
+        "pathlib.Path(sys.argv[1]).write_text('went on')\n"
+    )
+    command = f'{sys.executable} -c "{code}" {tmp_path / "end"} | head -1'
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "line 0\n" and result.stderr == "" and result.returncode == 0
+    assert (tmp_path / "end").read_text() == "went on"
+
+
+@pytest.mark.parametrize("name", ["n_layer=8,seed=0", "0-shallow", "lr=1e+30", "a.b", "..a", "-"])
+def test_a_name_is_a_name(name):
+    assert files.check_name(name, "run") == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "...", "a/b", "../x", "/x", "a\\b", "a\0", "a\n", "a b", "ü", "a:b", "*"],
+)
+def test_what_could_leave_its_folder_is_no_name(name):
+    with pytest.raises(BadInput, match="must be a name"):
+        files.check_name(name, "run")
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value, wanted, fault",
+    [
+        ({"a": 1, "more": []}, {"a": int}, None),
+        ({}, {"a": int}, "a is missing"),
+        ([], {"a": int}, "the content must be an object with a"),
+        ({"a": {"b": "x"}}, {"a": {"b": Number(int, 1)}}, "a.b = 'x' must be a whole number of"),
+        ({"a": [1, 2, None]}, {"a": [Number()]}, "a[2] = None must be a finite number"),
+        ({"a": 3}, {"a": [Number()]}, "a must be a list"),
+        ({"a": True}, {"a": Number()}, "a = True must be a finite number"),
+        ({"a": float("nan")}, {"a": Number()}, "a = nan must be a finite number"),
+        ({"a": 1.5}, {"a": Number(int)}, "a = 1.5 must be a whole number"),
+        ({"a": -1}, {"a": Number(int, 0)}, "a = -1 must be a whole number of at least 0"),
+        ({"a": 9}, {"a": Number(int, 0, 8)}, "a = 9 must be a whole number of at least 0 and at"),
+        ({"a": None}, {"a": (Number(), type(None))}, None),
+        ({"a": "x"}, {"a": (Number(), type(None))}, "a = 'x' must be a finite number"),
+        ({"a": 10**400}, {"a": Number(int, 0, 8)}, "a = 1000"),
+        ({"a": 1}, {"a": str}, "a = 1 must be of type str"),
+    ],
+)
+def test_a_fault_names_its_field(value, wanted, fault):
+    found = files.fault_of(value, wanted)
+    assert found is None if fault is None else found.startswith(fault)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"a": 1', b"{}", b"3", b'{"a": [1, 2]}']
+)
+def test_bad_json_gets_one_sentence_with_the_file(tmp_path, content):
+    path = tmp_path / "content.json"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="content.json") as error:
+        files.read_json(path, {"a": int})
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_json_lines_name_the_line_and_keep_unusual_separators(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"a": "x\u2028y"}\n\n{"a": 3}\n', encoding="utf-8")
+    assert files.read_json_lines(path) == [(1, {"a": "x\u2028y"}), (3, {"a": 3})]
+    with pytest.raises(BadInput, match="items.jsonl, line 3: a = 3"):
+        files.read_json_lines(path, {"a": str})
+
+
+def test_a_byte_order_mark_is_dropped(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert files.read_text(tmp_path / "text.txt") == "hello"
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+
+def test_text_is_utf8_with_line_feeds(tmp_path):
+    files.write_text(tmp_path / "text.md", "0.87 ± 0.02\n")
+    assert (tmp_path / "text.md").read_bytes() == "0.87 ± 0.02\n".encode()
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path):
+    code = (
+        "import locale, pathlib, sys; from data.files import read_json, write_text;"
+        "path = pathlib.Path(sys.argv[1]);"
+        "write_text(path, '\"\\u00b1\"');"
+        "print(read_json(path) == '\\u00b1', locale.getpreferredencoding(False))"
+    )
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    printed = python(code, tmp_path / "content.json", env={**os.environ, **plain}).stdout
+    assert printed.startswith("True ") and "UTF-8" not in printed
+    assert (tmp_path / "content.json").read_bytes() == '"±"'.encode()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, MemoryError])
+def test_a_file_is_whole_or_as_it_was_and_nothing_else_stays(tmp_path, error):
+    path = tmp_path / "content.json"
+    files.write_json(path, {"loss": 2.5})
+    with pytest.raises(error), files.replacing(path) as temporary:
+        temporary.write_text("half", encoding="utf-8")
+        raise error
+    assert json.loads(path.read_text()) == {"loss": 2.5}
+    assert [file.name for file in tmp_path.iterdir()] == ["content.json"]
+
+
+def test_a_number_that_is_not_finite_is_not_written(tmp_path):
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "content.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
+def test_a_full_disk_ends_in_one_sentence_and_leaves_what_was(tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    code = (
+        "import pathlib, resource, sys; from data.files import or_one_sentence, write_text\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "write_text(path, 'before')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "or_one_sentence(write_text, path, 'x' * 100_000)\n"
+    )
+    result = python(code, tmp_path / "text.txt", check=False)
+    assert result.returncode == 2 and "text.txt cannot be written" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["text.txt"]
+    assert (tmp_path / "text.txt").read_text() == "before"
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
+def test_one_process_at_a_time_works_in_a_folder(tmp_path):
+    code = (
+        "import pathlib, sys; from data.files import locked, or_one_sentence\n"
+        "def work():\n"
+        "    with locked(pathlib.Path(sys.argv[1])): print('alone')\n"
+        "or_one_sentence(work)\n"
+    )
+    with files.locked(tmp_path):
+        second = python(code, tmp_path, check=False)
+        assert second.returncode == 2 and "in use by another process" in second.stderr
+    assert python(code, tmp_path).stdout == "alone\n"
+    assert not list(tmp_path.iterdir())  # a lock is no file
+
+
+def test_training_loads_nothing_that_only_preparing_needs():
+    loaded = python("import sys, train; print(*sys.modules)").stdout.split()
+    assert "data.read" in loaded
+    assert not {"data.prepare", "tiktoken"} & set(loaded)
