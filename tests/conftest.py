@@ -28,7 +28,7 @@ TOGGLES = {
     "moe": dict(n_expert=4, n_expert_active=2, expert_hidden=16),
     "moe_shared": dict(
         n_expert=4,
-        n_expert_active=1,
+        n_expert_active=2,
         n_shared_expert=1,
         expert_hidden=16,
         normalize_expert_weights=True,

@@ -134,7 +134,7 @@ def test_balance_is_the_share_of_experts_that_are_used():
     assert result["expert_balance"][0] == pytest.approx(0.5)
 
 
-EXPERT_DENSITY = [({}, 1), (FOUR_EXPERTS, 0.5), (TOGGLES["moe_shared"], 2 / 5)]
+EXPERT_DENSITY = [({}, 1), (FOUR_EXPERTS, 0.5), (TOGGLES["moe_shared"], 3 / 5)]
 
 
 @pytest.mark.parametrize("options, density", EXPERT_DENSITY)
