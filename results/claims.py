@@ -3,8 +3,8 @@ that decides them.
 
 A claim says how a metric moves along a swept option. One effect is computed for each seed that
 every point has; its 95 % Student-t interval over seeds decides. Wholly on the predicted side of
-zero it is `supported`, wholly on the other `opposed`; anything else, and any single seed, is
-`undecided`. The effect depends on the claim's shape:
+zero it is `supported`, wholly on the other `opposed`; anything else, any single seed, and seeds
+that all say the same, as those of a score of few steps may, are `undecided`. The effect depends on the claim's shape:
 
   rises, falls        least-squares slope of the metric (of its logarithm, if in LOG_METRICS) over
                       the points' rank
@@ -37,6 +37,7 @@ from configs.read import WHERE_NOT_WHAT
 from model import GPTConfig, mask_density
 
 LEVEL = 0.95  # of every interval
+ROUNDING = 1e-9  # of a metric: a half-width below it, as of few equal seeds, is no certainty
 MARGIN = 0.01  # a perplexity higher by less than 1 % is no worse
 SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
 
@@ -293,6 +294,8 @@ def judge(table, shape, log=False):
     if rule.lowest:
         table = -table
     mean, half = rule.effect(table)
+    if half <= ROUNDING * np.abs(table).max():
+        return "undecided", mean, half
     predicted = rule.sign * (mean - rule.threshold)
     if predicted > half:
         return "supported", mean, half
