@@ -334,7 +334,7 @@ RATES = {"learning_rate", "min_lr"}
 def varying_options(runs):
     """The entries of config.json that differ among runs and say what a run is, but for the seed."""
     configs = [run.config for run in runs]
-    ignored = {"seed", "sweep", *WHERE_NOT_WHAT}
+    ignored = {"seed", "sweep", "code", *WHERE_NOT_WHAT}
     return {
         option
         for option in configs[0].keys() - ignored

@@ -20,6 +20,7 @@ n_head = 2
 block_size = 32
 batch_size = 4
 max_iters = 20
+warmup_iters = 5
 eval_interval = 10
 device = "cpu"
 
