@@ -253,34 +253,40 @@ def evaluate(model, tokens, config):
 def forward_with_variance(model, idx):
     """Run idx (B, T) through the blocks. Returns h_L (B, T, C), and the variance over features,
     mean over tokens, of {"residual": h_0 .. h_L (L + 1 numbers), "attention": the branches' outputs
-    (L), "mlp": the same (L)}. Paper: `h_l.var(dim=-1)`, unbiased; here in fp32 or better whatever
-    the stream's dtype."""
-    variance = {"residual": [], "attention": [], "mlp": []}
-
-    def record(kind, output):
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
-        variance[kind].append(output.var(dim=-1).mean())
-
-    def hook(kind):
-        return lambda module, inputs, output: record(kind, output)
-
-    handles = []
+    (L), "mlp": the same (L)}."""
+    h = model.embed(idx)
+    variance = {"residual": [variance_of(h).mean()], "attention": [], "mlp": []}
     for block in model.blocks:
-        for kind, module in (
-            ("residual", block),
-            ("attention", block.attention),
-            ("mlp", block.mlp),
-        ):
-            handles.append(module.register_forward_hook(hook(kind)))
+        parts = open_block(block, h)
+        h = parts["after"]
+        variance["residual"].append(variance_of(h).mean())
+        for branch in ("attention", "mlp"):
+            variance[branch].append(variance_of(parts[branch]).mean())
+    return h, {kind: torch.stack(values) for kind, values in variance.items()}
+
+
+def variance_of(h):
+    """(B, T, C) -> (B, T). Paper: `h_l.var(dim=-1)`, unbiased; here in fp32 or better whatever the
+    stream's dtype."""
+    return h.to(torch.promote_types(h.dtype, torch.float32)).var(dim=-1)
+
+
+def open_block(block, h):
+    """Run the stream h (B, T, C) through a block, and look inside: {"attention": what comes out of
+    this branch, "between": the stream that the other branch reads, "mlp": what comes out of that,
+    "after": the stream behind the block}, (B, T, C) each."""
+    parts = {}
+    handles = [
+        block.attention.register_forward_hook(lambda _, x, y: parts.update(attention=y)),
+        block.mlp_norm.register_forward_pre_hook(lambda _, x: parts.update(between=x[0])),
+        block.mlp.register_forward_hook(lambda _, x, y: parts.update(mlp=y)),
+    ]
     try:
-        h = model.embed(idx)
-        record("residual", h)
-        for block in model.blocks:
-            h = block(h)
+        parts["after"] = block(h)
     finally:
         for handle in handles:
             handle.remove()
-    return h, {kind: torch.stack(values) for kind, values in variance.items()}
+    return parts
 
 
 def uncompiled(device):

@@ -24,6 +24,7 @@ import torch
 from configs.read import OPTIONS, WHERE_NOT_WHAT, build_configs
 from data.files import BadInput, read_json, write_json, write_text
 from model import GPT
+from results.scores import derived
 
 DIGITS = 6  # of a measured number, once it is published
 
@@ -152,12 +153,15 @@ def sweep_from_name(name, places):
     }
 
 
-def with_sweeps(runs):
-    """The runs; those whose config.json is from before it said what varies are told so."""
+def completed(runs):
+    """The runs; older ones are told what their sweep varies, which config.json did not yet say, and
+    are given those scores that follow from what their analysis.json holds."""
     places = {}
     for run in runs:
         if "sweep" not in run.config:
             run.config = {**run.config, "sweep": sweep_from_name(run.name, places)}
+        if run.analysis is not None:
+            run.analysis = derived(run.analysis) | run.analysis
     return runs
 
 
@@ -165,9 +169,9 @@ def read_runs(path):
     """All finished runs, [Run], of a sweep's folder (sorted: 4 blocks before 16), or of the JSON
     file that publish_runs made of one (as they stand there). Raises BadInput."""
     if path.suffix == ".json":
-        return with_sweeps(read_published(path))
+        return completed(read_published(path))
     folders = sorted(file.parent for file in path.glob("*/summary.json"))
-    return sorted(with_sweeps([read_run(folder) for folder in folders]), key=lambda run: run.order)
+    return sorted(completed([read_run(folder) for folder in folders]), key=lambda run: run.order)
 
 
 def read_run(folder):

@@ -11,6 +11,7 @@ from data.files import BadInput, write_json
 from model import GPT, GPTConfig
 from results import runs
 from results.runs import Run, finished, load_run, publish_runs, read_log, read_runs, restore_runs
+from results.scores import use_of_depth
 
 SMALL = {"block_size": 12, "vocab_size": 20, "n_layer": 2, "n_head": 4, "n_embd": 16}
 
@@ -235,3 +236,12 @@ def test_another_runs_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("number, shown", [(8, "8"), (0.003, "0.003"), (1e-5, "1e-05"), ("a", "a")])
 def test_values_are_shown_as_in_names(number, shown):
     assert runs.as_text(number) == shown
+
+
+def test_older_runs_are_given_the_scores_that_follow_from_theirs(tmp_path):
+    older = run(analysis={"prune_ratios": [1.5, 1.1], "growth": {"growth": 3.0}})
+    write_folder(tmp_path / "run", older)
+    (read,) = read_runs(tmp_path)
+    assert read.analysis["removal_use"] == use_of_depth([1.5, 1.1])
+    assert read.analysis["growth"] == {"growth": 3.0}  # its own
+    assert read.analysis.keys() == {"prune_ratios", "growth", "removal_use"}
