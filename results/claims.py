@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.read import WHERE_NOT_WHAT
-from model import GPTConfig, mask_density
+from model import NORM_EPS, GPTConfig, mask_density
 
 LEVEL = 0.95  # of every interval
 MARGIN = 0.01  # a perplexity higher by less than 1 % is no worse
@@ -75,6 +75,19 @@ def slope(values):
     return float(rank @ (np.asarray(values) - values[0]) / (rank @ rank))
 
 
+def entry(*keys):
+    """The function of a run that looks up its analysis by these keys, one inside the other; None
+    where an older run lacks it."""
+
+    def look_up(run):
+        value = run.analysis
+        for key in keys:
+            value = None if value is None else value.get(key)
+        return value
+
+    return look_up
+
+
 def choice_accuracy(run):
     return run.analysis.get("choices", {}).get("accuracy")
 
@@ -112,6 +125,48 @@ CLAIM_METRICS = {
     "growth at initialisation": growth_at_initialisation,
     "slope of log deviation": slope_of_log_deviation,
 }
+
+
+def use_of_depth(ratios):
+    """Columns of a report: scores of the use of depth by these ratios, of results/scores.py."""
+    return {
+        "N_eff": entry(ratios, "n_eff"),
+        "N_eff / L": entry(ratios, "n_eff_share"),
+        "N_eff / (L - 1) without block 1": entry(ratios, "n_eff_share_without_first"),
+        "sum of u": entry(ratios, "sum"),
+        "geometric mean of u": entry(ratios, "geometric_mean"),
+        "geometric mean times L": entry(ratios, "geometric_mean_times_L"),
+        "share of blocks at its floor": entry(ratios, "at_floor"),
+    }
+
+
+def permutation_times_L(run):
+    permutation = run.analysis["permutation"]
+    return None if permutation is None else permutation * len(run.analysis["prune_ratios"])
+
+
+COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
+    "Growth and updates, free of the stream's scale": {
+        "var h_L / var h_1": entry("growth", "growth"),
+        "var h_L / var h_0": entry("growth", "growth_from_embedding"),
+        "exponent": entry("growth", "exponent"),
+        "update angle": entry("updates", "angle"),
+        "update angle times L": entry("updates", "angle_times_L"),
+        "update / stream": entry("updates", "size"),
+        "permutation times L": permutation_times_L,
+    },
+    "Use of depth, a block made linear": use_of_depth("linear_use"),
+    "Use of depth, a block removed": use_of_depth("removal_use"),
+}
+EPS_SHARE = 0.01  # of a variance: with more, the norms' eps is no longer negligible
+
+
+def eps_counts(run):
+    """Is the norms' eps more than 1 % of the variance of some h_l? Then the stream's scale is not
+    free, and growth means less."""
+    return EPS_SHARE * min(run.analysis["variance"]["residual"]) < NORM_EPS
+
+
 LOG_METRICS = (
     "perplexity",
     "last-layer variance",

@@ -114,7 +114,7 @@ def test_every_sweep_has_a_report_with_figures(analysed, sweep, points):
     folder = analysed / "out" / sweep
     report = (folder / "report.md").read_text()
     figures = re.findall(r"^!\[\w+\]\((\w+\.png)\)$", report, re.MULTILINE)
-    assert len(figures) == 8
+    assert len(figures) == 10
     for figure in figures:
         picture(folder / figure)
     for point in points:
