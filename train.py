@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from configs.read import OPTIONS, help_of_options, load_points, parse_override
 from data.files import BadInput, or_one_sentence, read_json, replacing, write_json, write_text
-from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
+from data.read import load_meta, load_tokens, spread_offsets, take_sequences, training_offsets
 from model import GPT
 from results.runs import finished, load_checkpoint, read_log
 from results.runs import load_run as load_run  # README's examples take it from here
@@ -226,12 +226,12 @@ def summarise(log, model, seconds, diverged):
 
 @torch.no_grad()
 def evaluate(model, tokens, config):
-    """{"val_loss": mean cross-entropy in nats, without router losses, on the validation tokens;
+    """{"val_loss": mean cross-entropy in nats, without router losses, on eval_tokens of tokens;
     "variance", "attention_variance", "mlp_variance": forward_with_variance's, on a batch of them,
     evenly spaced}."""
     model.eval()
     T, device = model.config.block_size, model.head.weight.device
-    offsets = validation_offsets(config, len(tokens), T)
+    offsets = spread_offsets(len(tokens), T, config.eval_tokens)
     batches = np.split(offsets, range(config.batch_size, len(offsets), config.batch_size))
     loss = 0.0
     for batch in batches:

@@ -34,7 +34,7 @@ class TrainConfig:
     warmup_iters: int = 100  # steps of linear warm-up
     max_iters: int = 1000  # steps in all
     eval_interval: int = 250  # steps between validations, which are also the checkpoints
-    eval_iters: int = 10  # validation tokens, in training steps' worth
+    eval_tokens: int = 65536  # validation tokens, spread over val.bin
     log_interval: int = 25  # steps between lines of log.jsonl
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     seed: int = 0  # of the weights and of the order of the data
@@ -49,7 +49,7 @@ class TrainConfig:
             "gradient_accumulation_steps",
             "max_iters",
             "eval_interval",
-            "eval_iters",
+            "eval_tokens",
             "log_interval",
         ):
             refuse(getattr(self, name) < 1, f"{name} = {getattr(self, name)} must be at least 1")

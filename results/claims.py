@@ -390,7 +390,7 @@ def varying_options(runs):
     return {
         option
         for option in configs[0].keys() - ignored
-        if any(config[option] != configs[0][option] for config in configs)
+        if any(config.get(option) != configs[0][option] for config in configs)
     }
 
 
