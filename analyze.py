@@ -31,7 +31,14 @@ from configs.read import TrainConfig
 from data import read
 from data.files import or_one_sentence, read_json, write_json
 from data.prepare import tokenizer
-from data.read import held_out_sequences, load_items, load_meta
+from data.read import (
+    held_out_sequences,
+    load_items,
+    load_meta,
+    load_tokens,
+    spread_offsets,
+    take_sequences,
+)
 from model import cross_entropy
 from results.report import report_all, report_sweep
 from results.runs import load_run, publish_runs, read_runs, restore_runs
@@ -41,7 +48,9 @@ from results.scores import (
     effective_depth,
     growth_of_variance,
     jackknife,
+    mean_by_bin,
     pair_mean,
+    position_bins,
     ratios_of,
     swap_changes,
     updates_in_the_middle,
@@ -404,6 +413,33 @@ def linear_ratios(model, maps, idx, targets, transposed=False):
     return ratios_of(linear_losses(model, maps, idx, targets, transposed).mean(dim=0))
 
 
+# Held-out and training text ----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def losses_by_position(model, idx, targets):
+    """Cross-entropy in nats of every target, (N, T), float64 on the CPU."""
+    losses = [
+        model.position_losses(hidden_states(model, rows)[-1], wanted).double().cpu()
+        for rows, wanted in chunks(model, idx, targets)
+    ]
+    return torch.cat(losses)
+
+
+def text_losses(model, config, split):
+    """losses_by_position in the model's whole context, on eval_tokens of train.bin or val.bin."""
+    tokens, T = load_tokens(config.dataset, split, model.config), model.config.block_size
+    offsets = spread_offsets(len(tokens), T, config.eval_tokens)
+    device = model.head.weight.device
+    return losses_by_position(model, *take_sequences(tokens, offsets, T, device))
+
+
+def passes_over_data(model, config):
+    """Tokens that the model was trained on, over those that there are in train.bin."""
+    n_trained = config.max_iters * config.sequences_per_step * model.config.block_size
+    return n_trained / load_meta(config.dataset)["tokens"]["train"]
+
+
 # Multiple choice ---------------------------------------------------------------------------------
 
 
@@ -578,6 +614,36 @@ def score_similarity(model, idx):
     }
 
 
+def score_text(model, config):
+    """The entry "text" of analysis.json, and its standard errors, as if sequences were drawn one by
+    one, though some stand in one stretch of text."""
+    held_out, errors = jackknife(held_out_scores, text_losses(model, config, "val"))
+    training, training_errors = jackknife(training_scores, text_losses(model, config, "train"))
+    gap = held_out["held_out_loss"] - training["training_loss"]
+    bins = position_bins(model.config.block_size)
+    entry = {
+        "tokens": config.eval_tokens,
+        "passes": passes_over_data(model, config),
+        "gap": gap,
+        "positions_read": [(first + 1 + behind) / 2 for first, behind in bins],
+        **held_out,
+        **training,
+    }
+    errors |= training_errors
+    if {"held_out_loss", "training_loss"} <= errors.keys():
+        errors["gap"] = math.hypot(errors["held_out_loss"], errors["training_loss"])
+    return entry, errors
+
+
+def held_out_scores(losses):
+    """Of mean losses by position, (T,)."""
+    return {"held_out_loss": float(losses.mean()), "by_position": mean_by_bin(losses)}
+
+
+def training_scores(losses):
+    return {"training_loss": float(losses.mean())}
+
+
 def variance_at_initialisation(config, ids):
     """What log.jsonl should show at step 0; None where that ran longer sequences than this."""
     return predict_variance(config, ids) if len(ids) == config.block_size else None
@@ -596,6 +662,7 @@ def analyse_run(folder, n_sequences=SEQUENCES, task=None):
     started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
     model, config = load_run(folder, device)
     analysis = score_run(model, config, n_sequences, device)
+    analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
     encode = tokenizer(load_meta(config.dataset)["vocab_size"]).encode_ordinary
     choices = read.DATA / config.dataset / "choices.jsonl"
     if items := load_items(choices)[: ITEMS_PER_SEQUENCE * n_sequences]:

@@ -157,6 +157,14 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
     },
     "Use of depth, a block made linear": use_of_depth("linear_use"),
     "Use of depth, a block removed": use_of_depth("removal_use"),
+    "Size, data, and the gap between held-out and training text": {
+        "parameters (M)": lambda run: run.summary["params"] / 1e6,
+        "active (M)": lambda run: run.summary["active_params"] / 1e6,
+        "passes over the training tokens": entry("text", "passes"),
+        "held-out loss": entry("text", "held_out_loss"),
+        "training loss": entry("text", "training_loss"),
+        "held-out less training": entry("text", "gap"),
+    },
 }
 EPS_SHARE = 0.01  # of a variance: with more, the norms' eps is no longer negligible
 
@@ -389,8 +397,8 @@ def varying_options(runs):
     ignored = {"seed", "sweep", *WHERE_NOT_WHAT}
     return {
         option
-        for option in configs[0].keys() - ignored
-        if any(config.get(option) != configs[0][option] for config in configs)
+        for option in set().union(*configs) - ignored
+        if any(config.get(option) != configs[0].get(option) for config in configs)
     }
 
 

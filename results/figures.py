@@ -208,6 +208,15 @@ LINES = {  # figure: its panels, two in a row
         of_block("feed-forward branch", COSINE, entry("cosine", "mlp"), log=False),
     ],
     "tokens": [
+        Panel(
+            "held-out loss by position",
+            "tokens read",
+            "loss",
+            entry("text", "by_position"),
+            x=entry("text", "positions_read"),
+            log=False,
+            log_x=True,
+        ),
         of_state("median over tokens", "median / mean variance", median_over_mean),
         of_state("without position 0", "variance / with it", without_first_over_mean),
     ],

@@ -11,6 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import analyze
+from configs.read import TrainConfig
 from conftest import TOGGLES, as_if_trained, each_toggle
 from data.files import BadInput
 from data.read import load_items
@@ -505,6 +506,50 @@ def test_standard_errors_are_those_of_leaving_out_each_sequence(toggle, monkeypa
         for key in name:
             value = value[key]
         assert value == pytest.approx(values[name], rel=1e-6), name
+
+
+# Held-out and training text ----------------------------------------------------------------------
+
+
+@each_toggle
+def test_losses_by_position(toggle):
+    model, (idx, targets) = build(**toggle), data()
+    losses = unchanged(analyze.losses_by_position, model, idx, targets)
+    for n, (row, wanted) in enumerate(zip(idx, targets, strict=True)):
+        for t in range(LENGTH):
+            logits = model.head(model.norm(states_of(model, row)[-1]))[0, t]
+            assert losses[n, t].item() == close(-logits.log_softmax(0)[wanted[t]].item())
+
+
+def test_text_is_scored_in_the_whole_context_on_as_many_tokens_of_either_file(project):
+    """One sequence at a time: twelve of each file, from end to end."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_embd=16, n_head=2, block_size=16, n_layer=2)).eval()
+    config = TrainConfig(dataset="tiny", eval_tokens=12 * 16, max_iters=25, batch_size=2)
+    entry, errors = analyze.score_text(model, config)
+    means = {}
+    for split in ("val", "train"):
+        tokens = np.fromfile(project / f"data/tiny/{split}.bin", dtype=np.uint16).astype(int)
+        starts = np.linspace(0, len(tokens) - 17, 12).astype(int)
+        rows = torch.from_numpy(np.array([tokens[start : start + 17] for start in starts]))
+        with torch.no_grad():
+            log_probability = model(rows[:, :-1])[0].log_softmax(-1)
+        losses = -log_probability.gather(-1, rows[:, 1:, None])[..., 0]
+        means[split] = losses.mean(dim=1).double().numpy()
+        if split == "val":
+            by_bin = [losses[:, a:b].mean().item() for a, b in zip(EDGES, EDGES[1:], strict=False)]
+            assert entry["by_position"] == pytest.approx(by_bin, rel=1e-5)
+    held_out, training = means["val"], means["train"]
+    assert entry["held_out_loss"] == pytest.approx(held_out.mean(), rel=1e-5)
+    assert entry["training_loss"] == pytest.approx(training.mean(), rel=1e-5)
+    assert entry["gap"] == pytest.approx(held_out.mean() - training.mean(), rel=1e-3)
+    variances = [of.var(ddof=1) / 12 for of in (held_out, training)]
+    assert errors["gap"] == pytest.approx(math.sqrt(sum(variances)), rel=1e-3)
+    assert entry["positions_read"] == [1, 2, 3.5, 6.5, 12.5]
+    assert entry["passes"] == 25 * 2 * 16 / 4000
+
+
+EDGES = [0, 1, 2, 4, 8, 16]
 
 
 # Interrupted -------------------------------------------------------------------------------------

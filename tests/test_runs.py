@@ -194,6 +194,16 @@ def test_a_trained_model_comes_back_in_eval_mode(tmp_path):
     )
 
 
+def test_a_model_from_before_eval_tokens_comes_back(tmp_path):
+    """Its config.json has an option that there is no more, and lacks one."""
+    model = GPT(GPTConfig(**SMALL))
+    written = config_of(sweep(), **asdict(model.config), eval_iters=16, batch_size=7)
+    del written["eval_tokens"]
+    write_json(tmp_path / "config.json", written)
+    torch.save({"model": model.state_dict()}, tmp_path / "ckpt.pt")
+    assert load_run(tmp_path)[1] == TrainConfig(batch_size=7)
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(BadInput, match="is not a run folder"):
         load_run(tmp_path)
