@@ -314,5 +314,5 @@ def with_compiled_blocks(model):
     compiled = copy(model)
     blocks = nn.ModuleList(torch.compile(block, dynamic=False) for block in model.blocks)
     compiled._modules = {**model._modules, "blocks": blocks}
-    compiled.read_out_with_loss = torch.compile(model.read_out_with_loss, dynamic=False)
+    compiled.position_losses = torch.compile(model.position_losses, dynamic=False)
     return compiled

@@ -317,6 +317,10 @@ class GPT(nn.Module):
         logits = self.read_out(h)
         return logits, cross_entropy(logits, targets).mean()
 
+    def position_losses(self, h, targets):
+        """Residual stream and targets (B, T) -> each position's cross-entropy in nats, (B, T)."""
+        return cross_entropy(self.read_out(h), targets)
+
     def forward(self, idx, targets=None):
         """idx, targets (B, T) -> logits (B, T, vocab_size), and the mean cross-entropy in nats,
         or None without targets. The experts' losses are apart: take_router_loss."""

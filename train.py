@@ -42,7 +42,7 @@ from data.files import (
     write_json,
     write_text,
 )
-from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
+from data.read import load_meta, load_tokens, spread_offsets, take_sequences, training_offsets
 from model import GPT
 from results.runs import SUMMARY, damaged, finished, load_checkpoint, load_weights, read_log
 from results.runs import load_run as load_run  # README's examples take it from here
@@ -342,12 +342,12 @@ def summarise(log, model, seconds, diverged):
 
 @torch.no_grad()
 def evaluate(model, tokens, config):
-    """{"val_loss": mean cross-entropy in nats, without router losses, on the validation tokens;
+    """{"val_loss": mean cross-entropy in nats, without router losses, on eval_tokens of tokens;
     "variance", "attention_variance", "mlp_variance": forward_with_variance's, on a batch of them,
     evenly spaced}."""
     model.eval()
     T, device = model.config.block_size, model.head.weight.device
-    offsets = validation_offsets(config, len(tokens), T)
+    offsets = spread_offsets(len(tokens), T, config.eval_tokens)
     batches = np.split(offsets, range(config.batch_size, len(offsets), config.batch_size))
     loss = 0.0
     for batch in batches:
@@ -369,34 +369,40 @@ def evaluate(model, tokens, config):
 def forward_with_variance(model, idx):
     """Run idx (B, T) through the blocks. Returns h_L (B, T, C), and the variance over features,
     mean over tokens, of {"residual": h_0 .. h_L (L + 1 numbers), "attention": the branches' outputs
-    (L), "mlp": the same (L)}. Paper: `h_l.var(dim=-1)`, unbiased; here in fp32 or better whatever
-    the stream's dtype."""
-    variance = {"residual": [], "attention": [], "mlp": []}
-
-    def record(kind, output):
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
-        variance[kind].append(output.var(dim=-1).mean())
-
-    def hook(kind):
-        return lambda module, inputs, output: record(kind, output)
-
-    handles = []
+    (L), "mlp": the same (L)}."""
+    h = model.embed(idx)
+    variance = {"residual": [variance_of(h).mean()], "attention": [], "mlp": []}
     for block in model.blocks:
-        for kind, module in (
-            ("residual", block),
-            ("attention", block.attention),
-            ("mlp", block.mlp),
-        ):
-            handles.append(module.register_forward_hook(hook(kind)))
+        parts = open_block(block, h)
+        h = parts["after"]
+        variance["residual"].append(variance_of(h).mean())
+        for branch in ("attention", "mlp"):
+            variance[branch].append(variance_of(parts[branch]).mean())
+    return h, {kind: torch.stack(values) for kind, values in variance.items()}
+
+
+def variance_of(h):
+    """(B, T, C) -> (B, T). Paper: `h_l.var(dim=-1)`, unbiased; here in fp32 or better whatever the
+    stream's dtype."""
+    return h.to(torch.promote_types(h.dtype, torch.float32)).var(dim=-1)
+
+
+def open_block(block, h):
+    """Run the stream h (B, T, C) through a block, and look inside: {"attention": what comes out of
+    this branch, "between": the stream that the other branch reads, "mlp": what comes out of that,
+    "after": the stream behind the block}, (B, T, C) each."""
+    parts = {}
+    handles = [
+        block.attention.register_forward_hook(lambda _, x, y: parts.update(attention=y)),
+        block.mlp_norm.register_forward_pre_hook(lambda _, x: parts.update(between=x[0])),
+        block.mlp.register_forward_hook(lambda _, x, y: parts.update(mlp=y)),
+    ]
     try:
-        h = model.embed(idx)
-        record("residual", h)
-        for block in model.blocks:
-            h = block(h)
+        parts["after"] = block(h)
     finally:
         for handle in handles:
             handle.remove()
-    return h, {kind: torch.stack(values) for kind, values in variance.items()}
+    return parts
 
 
 def uncompiled(device):

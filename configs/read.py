@@ -35,7 +35,7 @@ class TrainConfig:
     max_iters: int = 1000  # steps in all
     eval_interval: int = 250  # steps between validations
     checkpoint_interval: int = 1  # validations between checkpoints; the last is always one
-    eval_iters: int = 10  # validation tokens, in training steps' worth
+    eval_tokens: int = 65536  # validation tokens, spread over val.bin
     log_interval: int = 25  # steps between lines of log.jsonl
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     seed: int = 0  # of the weights and of the order of the data

@@ -35,6 +35,7 @@ from data.files import (
     write_text,
 )
 from model import GPT
+from results.scores import derived
 
 DIGITS = 6  # of a measured number, once it is published
 MATRICES = ("causal_matrix", "permutation_matrix", "angular_distance")  # half of a file
@@ -82,6 +83,21 @@ ANALYSIS = {
         "key_value": Number(),
         "expert": Number(),
     },
+}
+# How many numbers, or rows, an entry holds beyond the number of blocks.
+LENGTHS = {
+    ("variance", "residual"): 1,
+    ("variance", "attention"): 0,
+    ("variance", "mlp"): 0,
+    ("prune_ratios",): 0,
+    ("cumulative", "greedy"): 1,
+    ("causal_matrix",): 0,
+    ("permutation_matrix",): 0,
+    ("linear_ratios", "held_out"): 0,
+    ("jacobian", "deviation"): 0,
+    ("block_influence",): 0,
+    ("angular_distance",): 1,
+    ("logit_lens",): 1,
 }
 CHECKPOINT = {
     "model": dict,
@@ -257,12 +273,15 @@ def sweep_from_name(name, places):
     }
 
 
-def with_sweeps(runs):
-    """The runs; those whose config.json is from before it said what varies are told so."""
+def completed(runs):
+    """The runs; older ones are told what their sweep varies, which config.json did not yet say, and
+    are given those scores that follow from what their analysis.json holds."""
     places = {}
     for run in runs:
         if "sweep" not in run.config:
             run.config = {**run.config, "sweep": sweep_from_name(run.name, places)}
+        if run.analysis is not None:
+            run.analysis = derived(run.analysis) | run.analysis
     return runs
 
 
@@ -270,24 +289,42 @@ def read_runs(path):
     """All finished runs, [Run], of a sweep's folder (sorted: 4 blocks before 16), or of the JSON
     file that publish_runs made of one (as they stand there). Raises BadInput."""
     if path.suffix == ".json":
-        return with_sweeps(read_published(path))
+        return completed(read_published(path))
     folders = sorted(file.parent for file in path.glob("*/summary.json"))
-    return sorted(with_sweeps([read_run(folder) for folder in folders]), key=lambda run: run.order)
+    return sorted(completed([read_run(folder) for folder in folders]), key=lambda run: run.order)
 
 
 def read_run(folder):
-    config, analysis = folder / "config.json", folder / "analysis.json"
+    analysis = folder / "analysis.json"
     log = [line for line in read_log(folder) if "val_loss" in line]
     fields = {
-        "config": read_json(config, dict),
+        "config": read_json(folder / "config.json", dict),
         "summary": read_json(folder / "summary.json", SUMMARY),
         "log": log,
         "analysis": read_json(analysis, (ANALYSIS, NONE)) if analysis.exists() else None,
     }
     if fault := fault_of(log, [VALIDATED]):
         raise BadInput(f"{folder / 'log.jsonl'}: {fault}")
-    configs_of(fields["config"], config)
-    return Run(folder.name, **fields)
+    return check_config(Run(folder.name, **fields), folder)
+
+
+def check_config(run, source):
+    """The run. Raises BadInput, naming the source, where its config cannot be, or its scores are
+    those of another number of blocks."""
+    model_config, _ = configs_of(run.config, f"{source}, config.json")
+    if run.analysis is None:
+        return run
+    for keys, more in LENGTHS.items():
+        values = run.analysis
+        for key in keys:
+            values = values[key]
+        wanted = model_config.n_layer + more
+        if len(values) != wanted:
+            name = ".".join(keys)
+            raise BadInput(
+                f"{source}, analysis.json: {name} has {len(values)} entries, where {wanted} belong"
+            )
+    return run
 
 
 def read_published(path):
@@ -308,9 +345,8 @@ def read_published(path):
     for name in names:
         if names.count(name) > 1:
             raise BadInput(f"{path} holds {name} twice, which would count as two seeds: remove one")
-    for run in runs:
-        configs_of(run["config"], f"{path}, {run['name']}")
-    return [Run(**{field: run[field] for field in wanted}) for run in runs]
+    runs = [Run(**{field: run[field] for field in wanted}) for run in runs]
+    return [check_config(run, f"{path}, {run.name}") for run in runs]
 
 
 def publish_runs(runs, path):

@@ -313,3 +313,19 @@ def test_only_the_rungs_of_a_ladder_are_climbed():
     of_metric = {verdict.claim.metric: verdict for verdict in judge_sweep(points)}
     assert of_metric["choice accuracy"].verdict == "supported"
     assert of_metric["choice accuracy"].effect == pytest.approx(0.101)
+
+
+# Older runs --------------------------------------------------------------------------------------
+
+
+def test_an_option_that_only_newer_runs_have_varies_between_old_and_new():
+    old, new = (Run("", {"seed": 0, **more}, {}, [], None) for more in ({"a": 1}, {"b": 1}))
+    assert claims.varying_options([old, old]) == set()
+    assert claims.varying_options([old, new]) == {"a", "b"}
+
+
+def test_what_an_older_run_lacks_is_none():
+    run = Run("", {}, {}, [], {"growth": {"growth": 3.0}})
+    assert claims.entry("growth", "growth")(run) == 3
+    assert claims.entry("growth", "exponent")(run) is None
+    assert claims.entry("text", "gap")(run) is None

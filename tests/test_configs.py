@@ -283,7 +283,7 @@ SHARED = (
     "weight_decay",
     "warmup_iters",
     "max_iters",
-    "eval_iters",
+    "eval_tokens",
     "log_interval",
 )
 

@@ -365,8 +365,8 @@ def test_compiled_blocks_for_the_instruments_equal_plain_ones(name):
             assert isinstance(its_compiled, torch._dynamo.OptimizedModule)
             assert torch.allclose(its_compiled(h), block(h), rtol=1e-3, atol=1e-3)
             h = block(h)
-        losses = [m.read_out_with_loss(h, idx)[1] for m in (model, compiled)]
-        assert torch.allclose(*losses, rtol=1e-4)
+        losses = [m.position_losses(h, idx) for m in (model, compiled)]
+        assert torch.allclose(*losses, rtol=1e-3, atol=1e-3)
 
 
 def test_experts_and_the_cpu_keep_plain_blocks_for_the_instruments():

@@ -11,6 +11,7 @@ from data.files import BadInput, write_json
 from model import GPT, GPTConfig
 from results import runs
 from results.runs import Run, finished, load_run, publish_runs, read_log, read_runs, restore_runs
+from results.scores import use_of_depth
 
 SMALL = {"block_size": 12, "vocab_size": 20, "n_layer": 2, "n_head": 4, "n_embd": 16}
 
@@ -39,27 +40,29 @@ def summary(diverged=False):
     }
 
 
-def analysis(**entries):
-    """What analysis.json must hold, of one block and small, with these entries in place of its."""
-    ones = [1.0]
+def analysis(L=2, **entries):
+    """What analysis.json must hold, of L blocks, with these entries in place of its own."""
+    of_blocks, of_states = [1.0] * L, [1.0] * (L + 1)
     return {
         "sequences": 4,
         "length": 12,
-        "variance": {kind: ones for kind in ("residual", "attention", "mlp")},
-        "prune_ratios": ones,
-        "cumulative": {order: ones for order in ("last", "least", "greedy")},
-        "causal_matrix": [ones],
+        "variance": {"residual": of_states, "attention": of_blocks, "mlp": of_blocks},
+        "prune_ratios": of_blocks,
+        "cumulative": {order: of_states for order in ("last", "least", "greedy")},
+        "causal_matrix": [of_blocks] * L,
         "causal": 0.5,
-        "permutation_matrix": [ones],
+        "permutation_matrix": [of_blocks] * L,
         "permutation": None,
-        "linear_ratios": {fit: ones for fit in ("held_out", "same", "transposed")},
+        "linear_ratios": {fit: of_blocks for fit in ("held_out", "same", "transposed")},
         "usefulness": {fit: 1.0 for fit in ("held_out", "same", "transposed")},
         "n_eff": 1.0,
         "n_eff_share": 1.0,
-        "jacobian": {norm: ones for norm in ("deviation", "off_diagonal", "spectral", "per_token")},
-        "block_influence": ones,
-        "angular_distance": [ones],
-        "logit_lens": ones,
+        "jacobian": {
+            norm: of_blocks for norm in ("deviation", "off_diagonal", "spectral", "per_token")
+        },
+        "block_influence": of_blocks,
+        "angular_distance": [of_states] * (L + 1),
+        "logit_lens": of_states,
         "densities": {kind: 1.0 for kind in ("weight", "attention", "key_value", "expert")},
         **entries,
     }
@@ -165,7 +168,8 @@ def measured_runs():
     for L in (4, 16):
         for seed in (0, 1):
             name = f"n_layer={L},seed={seed}"
-            measured = analysis(causal=2 / 3, prune_ratios=[1 / 7], causal_matrix=[[0, 2 / 7]])
+            measured = analysis(L, causal=2 / 3, prune_ratios=[1 / 7] * L)
+            measured["causal_matrix"] = [[2 / 7] * L] * L
             varies = sweep("n_layer", "seed")
             scored = run(name, varies, analysis=measured, n_layer=L, seed=seed, min_lr=0.003 / 10)
             scored.log[0] |= {"mlp_variance": [3.0], "attention_variance": [5.0]}
@@ -182,8 +186,8 @@ def test_published_runs_are_read_back_with_six_digits_and_three_of_matrices(tmp_
         assert published.config == original.config  # to the last digit
         assert published.summary == original.summary
         assert published.analysis["causal"] == 0.666667
-        assert published.analysis["prune_ratios"] == [0.142857]
-        assert published.analysis["causal_matrix"] == [[0, 0.286]]
+        assert set(published.analysis["prune_ratios"]) == {0.142857}
+        assert published.analysis["causal_matrix"][0][0] == 0.286
         assert published.log == [{"step": 0, "tokens": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
     assert originals[0].log[0]["mlp_variance"] == [3.0]  # what was published is left as it was
 
@@ -241,6 +245,17 @@ def test_a_trained_model_comes_back_in_eval_mode(trained):
     assert config == TrainConfig()
     for ours, saved in zip(loaded.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, saved)
+
+
+def test_a_model_from_before_eval_tokens_comes_back(tmp_path):
+    """Its config.json has an option that there is no more, and lacks one."""
+    model = GPT(GPTConfig(**SMALL))
+    written = config_of(sweep(), **asdict(model.config), eval_iters=16, batch_size=7)
+    del written["eval_tokens"]
+    write_json(tmp_path / "config.json", written)
+    checkpoint = {"model": model.state_dict(), "optimizer": {}, "step": 3, "seconds": 1.0}
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    assert load_run(tmp_path)[1] == TrainConfig(batch_size=7)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -390,3 +405,17 @@ def test_a_run_by_other_code_is_refused_and_an_older_one_accepted(tmp_path):
 @pytest.mark.parametrize("number, shown", [(8, "8"), (0.003, "0.003"), (1e-5, "1e-05"), ("a", "a")])
 def test_values_are_shown_as_in_names(number, shown):
     assert runs.as_text(number) == shown
+
+
+def test_older_runs_are_given_the_scores_that_follow_from_theirs(tmp_path):
+    measured = analysis(prune_ratios=[1.5, 1.1], growth={"growth": 3.0})
+    write_folder(tmp_path / "run", run(analysis=measured))
+    (read,) = read_runs(tmp_path)
+    assert read.analysis["removal_use"] == use_of_depth([1.5, 1.1])
+    assert read.analysis["growth"] == {"growth": 3.0}  # its own
+
+
+def test_scores_of_another_number_of_blocks_are_refused(tmp_path):
+    write_folder(tmp_path / "run", run(analysis=analysis(prune_ratios=[1.5])))
+    with pytest.raises(BadInput, match="prune_ratios has 1 entries, where 2 belong"):
+        read_runs(tmp_path)

@@ -144,7 +144,7 @@ def test_recorded_bf16_steps_follow_plain_fp32_ones(options, accumulation):
             gradient_accumulation_steps=accumulation,
             warmup_iters=4,
             max_iters=40,
-            eval_iters=1,
+            eval_tokens=2048,
             dtype="bfloat16" if fast else "float32",
             compile=fast,
         )
@@ -187,10 +187,10 @@ def test_variance_while_training_is_the_papers():
 @torch.no_grad()
 def test_validation_loss_is_the_mean_over_all_validation_tokens():
     tokens = np.random.default_rng(0).integers(257, size=1000).astype(np.uint16)
-    config = TrainConfig(batch_size=4, eval_iters=3)  # 12 sequences of 16 tokens, in 3 batches
+    config = TrainConfig(batch_size=4, eval_tokens=12 * 16)  # 12 sequences in 3 batches
     model = GPT(tiny_model(n_expert=4, expert_hidden=8))
     losses = []
-    for start in range(0, 12 * 16, 16):
+    for start in np.linspace(0, 1000 - 17, 12).astype(int):
         ids = torch.from_numpy(tokens[start : start + 17].astype(np.int64))
         logits = model(ids[None, :-1])[0][0]
         losses += [-logits[t].log_softmax(-1)[ids[t + 1]].item() for t in range(16)]
@@ -203,7 +203,9 @@ def test_validation_takes_a_last_batch_that_is_not_full():
     tokens = np.random.default_rng(0).integers(257, size=16 * 10 + 1).astype(np.uint16)
     model = GPT(tiny_model())
     losses = [
-        train.evaluate(model, tokens, TrainConfig(batch_size=batch_size, eval_iters=10))["val_loss"]
+        train.evaluate(model, tokens, TrainConfig(batch_size=batch_size, eval_tokens=160))[
+            "val_loss"
+        ]
         for batch_size in (1, 4, 10)
     ]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
@@ -642,7 +644,7 @@ def test_an_edit_of_the_model_that_fast_does_not_know_is_refused(project, monkey
 
 def test_a_point_is_what_train_takes(project):
     """Without the command line, as in a notebook."""
-    few = dict(batch_size=4, warmup_iters=0, max_iters=2, eval_iters=1)
+    few = dict(batch_size=4, warmup_iters=0, max_iters=2, eval_tokens=64)
     config = TrainConfig(dataset="tiny", device="cpu", **few)
     sweep = {"point": None, "rung": None, "place": 0, "options": []}
     summary = train.train(project / "mine", Point(tiny_model(), config, sweep))
