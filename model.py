@@ -337,6 +337,8 @@ class GPT(nn.Module):
         if not self.config.n_expert:
             return 0.0
         losses = [block.mlp.router_loss for block in self.blocks]
+        if None in losses:
+            raise RuntimeError("no training forward since the router loss was last taken")
         for block in self.blocks:
             block.mlp.router_loss = None
         return torch.stack(losses).mean()

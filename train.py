@@ -49,7 +49,9 @@ from results.runs import load_run as load_run  # README's examples take it from 
 
 try:
     import fast
-except ModuleNotFoundError:  # it is for speed alone and may be deleted
+except ModuleNotFoundError as error:  # it is for speed alone and may be deleted
+    if error.name != "fast":
+        raise
     fast = None
 
 
@@ -101,8 +103,8 @@ def make_update(model, optimizer, tokens, config, hardware):
     def take_step(batch):
         return training_step(model, optimizer, batch, config)
 
-    if hardware.compiled and hardware.dtype == torch.bfloat16:
-        take_step = fast.RecordedStep(take_step, optimizer, hardware.device)
+    if hardware.compiled:
+        take_step = fast.recorded(take_step, model, optimizer)
 
     def update(step):
         for group in optimizer.param_groups:
@@ -339,12 +341,14 @@ def summarise(log, model, seconds, diverged):
 
 # Measuring while training ------------------------------------------------------------------------
 
+VARIANCE_TOKENS = 2**15  # a mean over so many tokens repeats to a per cent or two
+
 
 @torch.no_grad()
 def evaluate(model, tokens, config):
     """{"val_loss": mean cross-entropy in nats, without router losses, on eval_tokens of tokens;
-    "variance", "attention_variance", "mlp_variance": forward_with_variance's, on a batch of them,
-    evenly spaced}."""
+    "variance", "attention_variance", "mlp_variance": forward_with_variance's, on every n-th of
+    their sequences, VARIANCE_TOKENS in all}."""
     model.eval()
     T, device = model.config.block_size, model.head.weight.device
     offsets = spread_offsets(len(tokens), T, config.eval_tokens)
@@ -353,9 +357,8 @@ def evaluate(model, tokens, config):
     for batch in batches:
         idx, targets = take_sequences(tokens, batch, T, device)
         loss += model(idx, targets)[1] * len(batch) / len(offsets)
-    idx, _ = take_sequences(tokens, offsets[:: len(batches)], T, device)
-    with uncompiled(device):
-        _, variance = forward_with_variance(model, idx)
+    some = offsets[:: math.ceil(len(offsets) * T / VARIANCE_TOKENS)]
+    variance = mean_variance(model, tokens, some, config.batch_size)
     model.train()
     return {
         "val_loss": loss.item(),
@@ -363,6 +366,20 @@ def evaluate(model, tokens, config):
         "attention_variance": variance["attention"].tolist(),
         "mlp_variance": variance["mlp"].tolist(),
     }
+
+
+def mean_variance(model, tokens, offsets, batch_size):
+    """forward_with_variance's, mean over the sequences at these offsets; so no number depends on
+    how many are taken at once."""
+    T, device = model.config.block_size, model.head.weight.device
+    totals = {}
+    for batch in np.split(offsets, range(batch_size, len(offsets), batch_size)):
+        idx, _ = take_sequences(tokens, batch, T, device)
+        with uncompiled(device):
+            _, variance = forward_with_variance(model, idx)
+        for kind, values in variance.items():
+            totals[kind] = totals.get(kind, 0) + values * len(batch) / len(offsets)
+    return totals
 
 
 @torch.no_grad()
@@ -442,6 +459,8 @@ def choose_hardware(config):
     note = ""
     if on_gpu and lacking:
         note = f"this GPU has no {' and no '.join(lacking)}: training works, only slower"
+    elif on_gpu and fast is None:
+        note = "fast.py is not there: training works, only slower"
     compiled = config.compile and on_gpu and has_triton() and fast is not None
     return Hardware(device, dtype, compiled, note)
 

@@ -225,6 +225,11 @@ def test_router_losses_are_taken_once_and_are_none_for_dense_models():
     model(tokens(), tokens())
     model.take_router_loss()
     assert all(block.mlp.router_loss is None for block in model.blocks)  # no graph is kept alive
+    with pytest.raises(RuntimeError, match="no training forward"):
+        model.take_router_loss()
+    model.eval()(tokens(), tokens())
+    with pytest.raises(RuntimeError, match="no training forward"):
+        model.take_router_loss()
     assert build().take_router_loss() == 0.0
 
 

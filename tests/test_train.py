@@ -49,7 +49,8 @@ def test_a_batch_is_the_steps_sequences_with_one_token_more():
 
 
 def hand_written_steps(model_config, config, tokens, n_steps):
-    """AdamW, clipping and schedule from their formulas, on the whole batch at once."""
+    """AdamW, clipping and schedule from their formulas, on the whole batch at once; of experts the
+    balance is counted over each part of an accumulated batch."""
     torch.manual_seed(config.seed)
     model = GPT(model_config)
     first, second, losses = {}, {}, []
@@ -58,7 +59,11 @@ def hand_written_steps(model_config, config, tokens, n_steps):
         idx, targets = read.take_sequences(tokens, offsets, model_config.block_size, "cpu")
         _, loss = model(idx, targets)
         losses.append(loss.item())
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        for part in idx.chunk(config.gradient_accumulation_steps):
+            if model_config.n_expert:
+                model(part)
+                loss = loss + balance_by_hand(model, part) / config.gradient_accumulation_steps
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
         lr = train.learning_rate_at(step, config)
         for p, g in zip(model.parameters(), gradients, strict=True):
@@ -70,6 +75,26 @@ def hand_written_steps(model_config, config, tokens, n_steps):
             m_hat, v_hat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.95 ** (step + 1))
             p.data.sub_(lr * m_hat / (v_hat.sqrt() + 1e-8))
     return model, losses
+
+
+def balance_by_hand(model, idx):
+    """The routers' losses, mean over blocks, from each router's logits."""
+    seen, total, config = [], 0.0, model.config
+    hooks = [
+        block.mlp.router.register_forward_hook(lambda module, inputs, logits: seen.append(logits))
+        for block in model.blocks
+    ]
+    model(idx)
+    for hook in hooks:
+        hook.remove()
+    for logits in seen:
+        probability = logits.softmax(-1)
+        chosen = probability.topk(config.n_expert_active).indices
+        share = torch.nn.functional.one_hot(chosen, config.n_expert).double().mean(dim=(0, 1))
+        balance = config.n_expert * (share * probability.mean(0)).sum()
+        total = total + config.load_balance_loss * balance
+        total = total + config.router_z_loss * logits.logsumexp(-1).square().mean()
+    return total / len(seen)
 
 
 def tiny_model(**options):
@@ -84,7 +109,13 @@ def build_update(model_config, config, tokens):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize(
-    "options", [{}, dict(n_kv_head=1, attention="window", window=4, layer_norm_scaling=True)]
+    "options",
+    [
+        {},
+        dict(n_kv_head=1, attention="window", window=4, layer_norm_scaling=True),
+        dict(n_expert=4, expert_hidden=8, load_balance_loss=1.0, router_z_loss=0.5),
+    ],
+    ids=["plain", "toggled", "experts"],
 )
 def test_steps_equal_hand_written_ones_however_the_batch_is_cut(project, accumulation, options):
     model_config = tiny_model(**options)
@@ -197,6 +228,24 @@ def test_validation_loss_is_the_mean_over_all_validation_tokens():
     measured = train.evaluate(model, tokens, config)
     assert measured["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert model.training
+
+
+@torch.no_grad()
+def test_variances_are_those_of_every_nth_sequence_however_many_are_taken_at_once(monkeypatch):
+    monkeypatch.setattr(train, "VARIANCE_TOKENS", 64)  # 4 of 10 sequences: the 1st, 4th, ...
+    tokens = np.random.default_rng(0).integers(257, size=16 * 10 + 1).astype(np.uint16)
+    model = GPT(tiny_model())
+    offsets = read.spread_offsets(len(tokens), 16, 160)
+    assert len(offsets) == 10
+    rows = torch.stack(
+        [torch.from_numpy(tokens[o : o + 16].astype(np.int64)) for o in offsets[::3]]
+    )
+    _, wanted = train.forward_with_variance(model, rows)
+    for batch_size in (1, 3, 4, 10):
+        config = TrainConfig(batch_size=batch_size, eval_tokens=160)
+        measured = train.evaluate(model, tokens, config)
+        assert measured["variance"] == pytest.approx(wanted["residual"].tolist(), rel=1e-5)
+        assert measured["mlp_variance"] == pytest.approx(wanted["mlp"].tolist(), rel=1e-5)
 
 
 def test_validation_takes_a_last_batch_that_is_not_full():
@@ -461,18 +510,25 @@ def test_a_number_that_is_not_finite_is_divergence(key, value):
     assert not train.is_finite({**line, key: value})
 
 
-def test_divergence_that_validation_sees_first_leaves_a_log_that_can_be_read(project):
-    path = write_config(project)
-    train.main([str(path), "--learning_rate=20", "--warmup_iters=0", "--max_iters=8"])
-    summary = read_json(run_folder(project) / "summary.json")
-    numbers_logged = (run_folder(project) / "log.jsonl").read_text(encoding="utf-8")
-    assert summary["diverged"] == (summary["val_loss"] is None)
-    assert "NaN" not in numbers_logged and "Infinity" not in numbers_logged
+def test_divergence_that_validation_sees_first_is_recorded_and_not_logged(project, monkeypatch):
+    measured = train.evaluate
+
+    def nan_at_step_4(model, tokens, config):
+        line = measured(model, tokens, config)
+        n_evaluations.append(line)
+        return line if len(n_evaluations) < 2 else {**line, "val_loss": math.nan}
+
+    n_evaluations = []
+    monkeypatch.setattr(train, "evaluate", nan_at_step_4)
+    train.main([str(write_config(project))])
+    assert read_json(run_folder(project) / "summary.json")["diverged"]
+    assert [line["step"] for line in read_log(run_folder(project))] == [0, 2]
 
 
 def test_a_changed_config_under_a_run_is_refused(trained, refused):
     path, folder = trained
     message = refused(train.main, [path, "--learning_rate=0.5"])
+    assert "out/small/n_layer=1" in message or str(Path("out/small/n_layer=1")) in message
     assert "learning_rate was 0.001, now 0.5" in message and "out_dir" in message
     assert read_json(folder / "config.json")["learning_rate"] == 1e-3
 
