@@ -217,7 +217,6 @@ def mlp_branch(n_embd, hidden, s2_in, s2_down, correlation):
 
 
 SCORES = torch.linspace(-6.5, 6.5, 241, dtype=torch.float64)  # of variance 1
-LOG_T = torch.linspace(-25, 7, 65, dtype=torch.float64)  # of the normaliser's Laplace transform
 
 
 @cache
@@ -235,26 +234,28 @@ def kept_weight(n, n_kept, v, power, normalize=True):
                              + (n_kept - 1) g up_power up^(n_kept - 2))
 
     where up_power is the integral of exp(power score) g."""
-    z, t = SCORES, LOG_T.exp()[:, None]
-    exponential = torch.exp(power * math.sqrt(v) * z)
-    density = normal_density(z) * (z[1] - z[0])
-    g = density * torch.exp(-t * torch.exp(math.sqrt(v) * z))  # (t, z)
-    up, up_power = above(g), above(g * exponential)
-    in_normaliser = (density if normalize else g).expand_as(g)
-    down = in_normaliser.flip(1)
-    down = above(down).flip(1)
+    scores, dz, d_log_t = math.sqrt(v) * SCORES, SCORES[1] - SCORES[0], 0.5
+    largest = scores[-1].item()
+    t = torch.arange(-20 - largest, 6 + largest, d_log_t, dtype=torch.float64).exp()[:, None]
+    exponential, density = torch.exp(power * scores), normal_density(SCORES) * dz
+    g = density * torch.exp(-t * torch.exp(scores))  # (t, z)
+    up, up_power, down = above(g), above(g * exponential), below(density if normalize else g)
+    log_up, log_down = up.clamp_min(TINY).log(), down.clamp_min(TINY).log()
     ways = math.log(n) + math.lgamma(n) - math.lgamma(n_kept) - math.lgamma(n - n_kept + 1)
-    log_up = up.clamp_min(1e-200).log()
-    rest = ways + (n - n_kept) * down.clamp_min(1e-200).log()
-    smallest = exponential * torch.exp(rest + (n_kept - 1) * log_up)
-    others = (n_kept - 1) * up_power * torch.exp(rest + (n_kept - 2) * log_up)
-    step = LOG_T[1] - LOG_T[0]
-    return (t**power * g * (smallest + others)).sum().item() * step.item() / math.gamma(power)
+    rest = ways + (n - n_kept) * log_down + (n_kept - 1) * log_up
+    total = exponential * rest.exp()
+    if n_kept > 1:
+        total = total + (n_kept - 1) * up_power * torch.exp(rest - log_up)
+    return (t**power * g * total).sum().item() * d_log_t / math.gamma(power)
+
+
+def below(values):
+    """Integral of values (..., z), already times the grid's step, up to each z, by trapezoids."""
+    return values.cumsum(dim=-1) - values / 2
 
 
 def above(values):
-    """Integral of values (..., z), already times the grid's step, from each z on."""
-    return values.flip(-1).cumsum(dim=-1).flip(-1) - values / 2
+    return below(values.flip(-1)).flip(-1)
 
 
 def orthant(a, b, r):
@@ -353,17 +354,13 @@ def attention_statistics(config, T, s2):
     such Gaussians is p = (1 + x - mean x) / m with x = exp(score - v / 2) - 1 of variance e^v - 1,
     and centring m of them keeps 1 - 1/m of it, so the spread is 1 + (e^v - 1) (1 - 1/m): 1 for one
     key, e^v for many. kept_weight gives the same without the approximation, and for topk."""
-    in_sight = visible(config, T).sum(dim=1).double()
-    in_use = in_sight.clamp(max=config.topk) if config.attention == "topk" else in_sight
-    v = (config.n_embd * s2) ** 2
-    largest = int(in_sight.max())
-    some = {round(1.2**i) for i in range(99) if 1.2**i < largest} | {config.topk, largest}
-    some = sorted(n for n in some if n <= largest)  # smooth between these
-    kept = [min(n, config.topk) if config.attention == "topk" else n for n in some]
-    squares = [kept_weight(n, k, v, power=2) for n, k in zip(some, kept, strict=True)]
-    spread = np.interp(in_sight.log(), np.log(some), np.multiply(squares, kept))
-    alignment = key_alignment(config, T, in_use, v)
-    return in_use, torch.from_numpy(spread), alignment
+    topk = config.topk if config.attention == "topk" else T
+    in_sight, v = visible(config, T).sum(dim=1), (config.n_embd * s2) ** 2
+    in_use, most = in_sight.clamp(max=topk), in_sight.max().item()
+    some = sorted({n for n in (topk, most, *(round(1.2**i) for i in range(60))) if n <= most})
+    spread = [min(n, topk) * kept_weight(n, min(n, topk), v, power=2) for n in some]
+    spread = np.interp(in_sight.log(), np.log(some), spread)  # smooth between those
+    return in_use, torch.from_numpy(spread), key_alignment(config, T, in_use, v)
 
 
 def key_alignment(config, T, in_use, v):
@@ -409,10 +406,11 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
     as widths grow; only equal tokens are correlated at h_0.
 
     After l blocks: c_l = c_0 + sum of attention_branch and feed_forward_branch, each from the
-    correlations before it. c_0, and so all, is over the draw of weights and of a sequence: exact
-    for the first attention, and for 32 blocks within 1 % of a prediction for each sequence,
-    averaged, at the cost of one. Layer-norm scaling divides a block's inputs, hence its s2, by its
-    number; scaled_residual_init divides s2_output."""
+    correlations before it. All are over the draw of weights and of a sequence, so N sequences cost
+    one prediction: exact up to the first attention, and after it off by less than a tenth of the
+    sequences' own differences (0.3 % for 96 sequences of books that differ by 5 %). Layer-norm
+    scaling divides a block's inputs, hence its s2, by its number; scaled_residual_init divides
+    s2_output."""
     idx, T = idx.reshape(-1, idx.shape[-1]), idx.shape[-1]
     s2 = keep * std**2
     s2_out = s2 / (2 * config.n_layer) if config.scaled_residual_init else s2
