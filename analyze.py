@@ -515,7 +515,7 @@ def score_run(model, config, n_sequences, device):
         "jacobian": as_lists(jacobian),
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
-        "predicted_variance": variance_at_initialisation(model.config, idx[0].cpu()),
+        "predicted_variance": variance_at_initialisation(model.config, idx.cpu()),
         "standard_errors": stream_errors | loss_errors | linear_errors,
     }
     return analysis | derived(analysis)
@@ -644,9 +644,10 @@ def training_scores(losses):
     return {"training_loss": float(losses.mean())}
 
 
-def variance_at_initialisation(config, ids):
-    """What log.jsonl should show at step 0; None where that ran longer sequences than this."""
-    return predict_variance(config, ids) if len(ids) == config.block_size else None
+def variance_at_initialisation(config, idx):
+    """What log.jsonl should show at step 0, the mean over the sequences idx (N, T); None where
+    that ran longer sequences than these."""
+    return predict_variance(config, idx) if idx.shape[1] == config.block_size else None
 
 
 def as_lists(tensors):
