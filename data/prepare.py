@@ -12,19 +12,20 @@ one.
 
 import argparse
 import hashlib
+import http.client
 import json
-import lzma
 import os
 import platform
 import random
 import re
+import signal
 import sys
 import sysconfig
 import tarfile
 import urllib.error
 import urllib.request
-import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +35,17 @@ from tiktoken_ext.openai_public import gpt2
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a script has only its own folder there
-from data.files import BadInput, or_one_sentence, write_json, write_text
+from data.files import (
+    BadInput,
+    cannot_write,
+    check_name,
+    locked,
+    or_one_sentence,
+    read_text,
+    reason,
+    say,
+    sync,
+)
 
 BYTE_VOCAB = 257
 GPT2_VOCAB = 50257
@@ -51,9 +62,15 @@ BOOKS_URL = (
     "https://github.com/mlschmitt/classic-books-markdown/archive/"
     "944882722e9a96fa6cf2739dc2ea757e101f412f.tar.gz"
 )
+BOOKS = {  # those of the published results; sha256 is of the lines that sha256sum prints of them
+    "books": 483,
+    "bytes": 198_484_428,
+    "sha256": "9afbb9c106ffc7128a1816a7e1a1bc26475c439d452a15f8c02bdf0968586444",
+}
 FINEWEB_URL = (
     "https://huggingface.co/datasets/karpathy/fineweb-edu-100B-gpt2-token-shards/resolve/main/"
 )
+FINEWEB_SHARDS = 1000
 SHARD_MAGIC = 20240520
 SHARD_VERSION = 1
 SHARD_HEADER_BYTES = 1024
@@ -107,10 +124,11 @@ def write_tokens(path, documents, encoding):
         open(path, "wb") as file,
         progress(total=n_characters, desc=path.stem) as bar,
         ThreadPoolExecutor(os.cpu_count()) as pool,
+        closing(pool.map(encode, documents)) as encoded,  # Ctrl-C does not wait for those to come
     ):
-        for text, ids in zip(documents, pool.map(encode, documents), strict=True):
-            ids.astype(np.uint16).tofile(file)
-            end_of_text.tofile(file)
+        for text, ids in zip(documents, encoded, strict=True):
+            file.write(ids.astype(np.uint16))
+            file.write(end_of_text)
             n_tokens += len(ids) + 1
             bar.update(len(text))
     return n_tokens
@@ -164,26 +182,49 @@ def choices_from(document, rng):
 DATA_FILES = ("train.bin", "val.bin", "choices.jsonl")
 
 
+@contextmanager
+def replacing_dataset(folder):
+    """Temporary names {file: path} to write to, which then take the dataset's place, through to
+    the disk. meta.json goes first and comes last, so that a folder with one is whole."""
+    temporary = {name: folder / f"{name}.tmp" for name in (*DATA_FILES, "meta.json")}
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    try:
+        yield temporary
+        for path in temporary.values():
+            sync(path)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the moment in which nothing is whole
+        (folder / "meta.json").unlink(missing_ok=True)
+        for name, path in temporary.items():
+            sync(folder)
+            os.replace(path, folder / name)
+        sync(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        signal.signal(signal.SIGINT, on_ctrl_c)
+
+
 def write_dataset(folder, source, encoding, train, val):
-    """Write the training and validation documents as a dataset."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokens = {}
-    for split, documents in (("train", train), ("val", val)):
-        if not documents:
-            raise BadInput(f"{source} leaves no {split} documents: give it more text")
-        tokens[split] = write_tokens(folder / f"{split}.bin.tmp", documents, encoding)
-    documents = {"train": len(train), "val": len(val)}
-    finish_dataset(folder, source, encoding.n_vocab, make_choices(val), tokens, documents)
+    """Write the training and validation documents as a dataset; returns meta.json's content."""
+    with replacing_dataset(folder) as paths:
+        tokens = {
+            "train": write_tokens(paths["train.bin"], train, encoding),
+            "val": write_tokens(paths["val.bin"], val, encoding),
+        }
+        documents = {"train": len(train), "val": len(val)}
+        return finish_dataset(paths, source, encoding.n_vocab, make_choices(val), tokens, documents)
 
 
-def finish_dataset(folder, source, vocab_size, choices, tokens, documents):
-    """Add choices.jsonl and meta.json to train.bin and val.bin, and give all of them their names.
+def finish_dataset(paths, source, vocab_size, choices, tokens, documents):
+    """Add choices.jsonl and meta.json to train.bin and val.bin, and return meta.json's content.
 
-    Until then each is called *.tmp. meta.json comes last, so that a folder with one is whole.
-    `tokens` and `documents` are the numbers of them, {"train": int, "val": int}.
+    `paths` are those of replacing_dataset; `tokens` and `documents` are the numbers of them,
+    {"train": int, "val": int}.
     """
     lines = [json.dumps(item) + "\n" for item in choices]
-    write_text(folder / "choices.jsonl.tmp", "".join(lines))
+    paths["choices.jsonl"].write_text("".join(lines), encoding="utf-8", newline="\n")
     meta = {
         "source": source,
         "tokenizer": "bytes" if vocab_size == BYTE_VOCAB else "gpt2",
@@ -191,17 +232,12 @@ def finish_dataset(folder, source, vocab_size, choices, tokens, documents):
         "documents": documents,
         "tokens": tokens,
         "choices": len(choices),
-        "sha256": sha256_of(folder / f"{name}.tmp" for name in DATA_FILES),
+        "sha256": sha256_of(paths[name] for name in DATA_FILES),
         "python": platform.python_version(),
     }
-    write_json(folder / "meta.json.tmp", meta)
-    (folder / "meta.json").unlink(missing_ok=True)
-    for name in (*DATA_FILES, "meta.json"):
-        os.replace(folder / f"{name}.tmp", folder / name)
-    print(
-        f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens "
-        f"of a vocabulary of {vocab_size:,}, {len(choices):,} choice items"
-    )
+    text = json.dumps(meta, indent=1) + "\n"
+    paths["meta.json"].write_text(text, encoding="utf-8", newline="\n")
+    return meta
 
 
 def sha256_of(paths):
@@ -219,19 +255,25 @@ def sha256_of(paths):
 
 def first_byte(name):
     """A number from 0 to 255 that depends on the name alone, to split documents by."""
-    return hashlib.sha256(name.encode()).digest()[0]
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()[0]
 
 
-def split_by_name(named_documents, is_val):
+def split_by_name(named_documents, is_val, where):
     """[(name, text)] -> training and validation texts.
 
-    A text seen before is dropped, so that none is in both.
+    A text seen before is dropped, so that none is in both. Raises BadInput, which says where they
+    are from, if there are none of a kind.
     """
     train, val, seen = [], [], set()
     for name, text in named_documents:
         if text.strip() and text not in seen:
             seen.add(text)
             (val if is_val(name) else train).append(text)
+    for split, texts in (("training", train), ("validation", val)):
+        if not texts:
+            raise BadInput(
+                f"{where} leaves no {split} documents: take another source, such as text"
+            )
     return train, val
 
 
@@ -253,29 +295,45 @@ def pycode():
         if not left_out & set(name.parts):
             text = path.read_text(encoding="utf-8", errors="replace")
             documents.append((name.as_posix(), text))
-    return split_by_name(documents, is_val=lambda name: first_byte(name) < 20)
+    return split_by_name(documents, lambda name: first_byte(name) < 20, root)
 
 
 def books(archive):
     """The archive's AUTHOR/TITLE.md of at most 2 MB, split by the first byte of that name's hash:
-    below 4 is held out, 4 to 159 is for training, the rest is unused."""
-    documents = []
+    below 4 is held out, 4 to 159 is for training, the rest is unused. Raises BadInput where they
+    are not BOOKS, to the last bit."""
+    contents = {}
     try:
         with tarfile.open(archive) as tar:
             for member in tqdm(tar, desc="reading", unit=" files", disable=None):
                 name = member.name.split("/", 1)[-1]  # without the archive's top folder
                 if is_book(member, name) and first_byte(name) < 160:
-                    text = tar.extractfile(member).read().decode("utf-8", errors="replace")
-                    documents.append((name, text))
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{archive} is no whole tar archive ({reason}): download it again") from None
-    if not documents:
+                    contents[name] = tar.extractfile(member).read()
+    except Exception as error:  # whatever the four modules below tarfile raise
         raise BadInput(
-            f"{archive} holds no AUTHOR/TITLE.md below its top folder: "
-            "give the archive of classic-books-markdown"
+            f"{archive} cannot be read as a tar archive ({reason(error)}): "
+            "give a whole one, or delete it and download it again"
+        ) from None
+    if (found := summary_of(contents)) != BOOKS:
+        raise BadInput(
+            f"{archive} does not hold the books of the published results "
+            f"(but {found}, instead of {BOOKS}): delete it and download it again"
         )
-    return split_by_name(sorted(documents), is_val=lambda name: first_byte(name) < 4)
+    documents = [(name, contents[name].decode(errors="replace")) for name in sorted(contents)]
+    return split_by_name(documents, lambda name: first_byte(name) < 4, archive)
+
+
+def summary_of(contents):
+    """What tells {name: bytes} from others, see BOOKS."""
+    lines = [
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode(errors="surrogateescape")
+        for name, content in sorted(contents.items())
+    ]
+    return {
+        "books": len(contents),
+        "bytes": sum(map(len, contents.values())),
+        "sha256": hashlib.sha256(b"".join(lines)).hexdigest(),
+    }
 
 
 def is_book(member, name):
@@ -289,64 +347,63 @@ def own_text(paths):
     out."""
     train, val = [], []
     for path in paths:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise BadInput(f"{path} is not UTF-8 (byte {error.start}): convert it first") from None
-        except IsADirectoryError:
-            raise BadInput(
-                f"{path} is a folder: name the files in it, such as {path}/*.txt"
-            ) from None
+        text = read_text(path)
         nine_tenths = len(text) * 9 // 10
         cut = text.rfind("\n", 0, nine_tenths) + 1 or nine_tenths
-        for documents, part in ((train, text[:cut]), (val, text[cut:])):
-            if part.strip():
-                documents.append(part)
+        if "\0" in text:
+            raise BadInput(
+                f"{path} is no text (it holds NUL characters): convert it to UTF-8 first"
+            )
+        if not (text[:cut].strip() and text[cut:].strip()):
+            raise BadInput(f"{path} holds too little text to hold out a tenth: give it more")
+        train.append(text[:cut])
+        val.append(text[cut:])
     return train, val
 
 
 def fineweb(folder, n_shards):
-    """FineWeb-Edu in GPT-2's tokens: the hub's validation shard, and n_shards training shards."""
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    """FineWeb-Edu in GPT-2's tokens: the hub's validation shard, and n_shards training shards.
+    Returns meta.json's content."""
+    (folder / "shards").mkdir(exist_ok=True)
     names = {
         "val": ["edu_fineweb_val_000000.bin"],
         "train": [f"edu_fineweb_train_{i:06d}.bin" for i in range(1, n_shards + 1)],
     }
     tokens, documents = {}, {}
-    for split in names:
-        tokens[split] = documents[split] = 0
-        with open(folder / f"{split}.bin.tmp", "wb") as file:
-            for name in names[split]:
-                shard = fetch_shard(folder / "shards" / name)
-                shard.tofile(file)
-                tokens[split] += len(shard)
-                documents[split] += int((shard == GPT2_VOCAB - 1).sum())
-    val = np.memmap(folder / "val.bin.tmp", dtype="<u2", mode="r")[:2_000_000]
-    texts = tokenizer(GPT2_VOCAB).decode(val.tolist()).split(END_OF_TEXT)
-    finish_dataset(folder, "fineweb", GPT2_VOCAB, make_choices(texts), tokens, documents)
+    with replacing_dataset(folder) as paths:
+        for split in names:
+            tokens[split] = documents[split] = 0
+            with open(paths[f"{split}.bin"], "wb") as file:
+                for name in names[split]:
+                    shard = fetch_shard(folder / "shards" / name)
+                    file.write(shard)
+                    tokens[split] += len(shard)
+                    documents[split] += int((shard == GPT2_VOCAB - 1).sum())
+        val = np.fromfile(paths["val.bin"], dtype="<u2", count=2_000_000)
+        texts = tokenizer(GPT2_VOCAB).decode(val.tolist()).split(END_OF_TEXT)
+        choices = make_choices(texts)
+        return finish_dataset(paths, "fineweb", GPT2_VOCAB, choices, tokens, documents)
 
 
 def fetch_shard(path):
     """A shard's tokens, uint16, downloaded unless they are there.
 
-    Raises BadInput, and removes the file, where its header and its length do not agree.
+    Raises BadInput, and removes the file, where its header, its length and its tokens disagree.
     """
     if not path.exists():
         download(FINEWEB_URL + path.name, path)
-    header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_BYTES // 4)
-    size = path.stat().st_size
-    whole = (
-        size >= SHARD_HEADER_BYTES
-        and (header[0], header[1]) == (SHARD_MAGIC, SHARD_VERSION)
-        and size == SHARD_HEADER_BYTES + 2 * header[2]
+    content = path.read_bytes()
+    n_tokens = (len(content) - SHARD_HEADER_BYTES) / 2
+    promised = (SHARD_MAGIC, SHARD_VERSION, n_tokens)
+    if n_tokens >= 0 and tuple(np.frombuffer(content, dtype="<i4", count=3)) == promised:
+        tokens = np.frombuffer(content, dtype="<u2", offset=SHARD_HEADER_BYTES)
+        if tokens.max(initial=0) < GPT2_VOCAB:
+            return tokens
+    path.unlink()
+    raise BadInput(
+        f"{path} is not a shard of GPT-2 tokens (its header, its tokens and its {len(content):,} "
+        "bytes disagree): it was removed, run the command again"
     )
-    if not whole:
-        path.unlink()
-        raise BadInput(
-            f"{path} is not a shard of GPT-2 tokens (its header and its {size:,} bytes disagree): "
-            "it was removed, run the command again"
-        )
-    return np.memmap(path, dtype="<u2", mode="r", offset=SHARD_HEADER_BYTES)
 
 
 # Downloads ----------------------------------------------------------------------------------------
@@ -365,33 +422,42 @@ def download(url, path, tries=3):
             raise BadInput(
                 f"{url} answers {error.code} {error.reason}: check the address, or try again later"
             ) from None
-        except OSError as error:  # urllib's errors are among these
-            reason = error
+        except (OSError, http.client.HTTPException) as error:  # urllib's errors are among these
+            why = reason(error)
             continue
-        if part.stat().st_size == total:
+        if total is None or part.stat().st_size == total:
+            sync(part)
             os.replace(part, path)
             return
-        reason = f"it broke off after {part.stat().st_size:,} of {total:,} bytes"
-    raise BadInput(f"{url} could not be downloaded ({reason}): the same command goes on from there")
+        why = f"it broke off after {part.stat().st_size:,} of {total:,} bytes"
+    raise BadInput(f"{url} could not be downloaded ({why}): the same command goes on from there")
 
 
 def fetch_rest(url, part):
-    """Append what part lacks of the file at url, as far as it comes; returns the file's size."""
+    """Append what part lacks of the file at url, as far as it comes; returns the file's size, or
+    None where the server does not tell it."""
     done = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={done}-"} if done else {}
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         if answer.status != 206:  # a server without ranges starts over
             done = 0
-        total = done + int(answer.headers["Content-Length"])
-        with (
-            open(part, "ab" if done else "wb") as file,
-            progress(total=total, initial=done, desc=part.stem) as bar,
-        ):
+        total = None if answer.length is None else done + answer.length
+        write_piece(part, b"", "ab" if done else "wb")
+        with progress(total=total, initial=done, desc=part.stem) as bar:
             while piece := answer.read(1 << 20):
-                file.write(piece)
+                write_piece(part, piece, "ab")
                 bar.update(len(piece))
     return total
+
+
+def write_piece(path, piece, mode):
+    """Write to a file; what fails is not taken for the network's fault."""
+    try:
+        with open(path, mode) as file:
+            file.write(piece)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 # Command line -------------------------------------------------------------------------------------
@@ -400,18 +466,27 @@ def fetch_rest(url, part):
 def prepare(arguments):
     """Make the dataset that the command line asks for."""
     refuse_arguments(arguments)
-    folder = Path(__file__).parent / (arguments.name or arguments.source)
-    if arguments.source == "fineweb":
-        fineweb(folder, arguments.shards)
-        return
+    source = arguments.source
+    folder = Path(__file__).parent / (source if arguments.name is None else arguments.name)
     encoding = tokenizer(BYTE_VOCAB if arguments.vocab_size is None else arguments.vocab_size)
-    if arguments.source == "pycode":
-        train, val = pycode()
-    elif arguments.source == "books":
-        train, val = books(Path(arguments.archive or fetch_books(folder)))
-    else:
-        train, val = own_text(arguments.paths)
-    write_dataset(folder, arguments.source, encoding, train, val)
+    documents = None
+    if source == "pycode":
+        documents = pycode()
+    elif source == "text":
+        documents = own_text(arguments.paths)
+    elif arguments.archive is not None:
+        documents = books(Path(arguments.archive))
+    folder.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves nothing behind
+    with locked(folder):
+        if source == "fineweb":
+            meta = fineweb(folder, arguments.shards or 1)
+        else:
+            documents = documents or books(fetch_books(folder))
+            meta = write_dataset(folder, source, encoding, *documents)
+    say(
+        f"{folder}: {meta['tokens']['train']:,} training and {meta['tokens']['val']:,} validation "
+        f"tokens of a vocabulary of {meta['vocab_size']:,}, {meta['choices']:,} choice items"
+    )
 
 
 def refuse_arguments(arguments):
@@ -423,22 +498,21 @@ def refuse_arguments(arguments):
         )
     if source == "text" and not paths:
         raise BadInput("text needs at least one file: python data/prepare.py text mine.txt")
-    if arguments.archive and source != "books":
-        raise BadInput(f"--archive goes with books, not with {source}")
-    if source == "fineweb" and (
-        arguments.vocab_size not in (None, GPT2_VOCAB) or arguments.shards < 1
-    ):
-        raise BadInput(
-            f"fineweb is tokenised already: its --vocab_size is {GPT2_VOCAB}, "
-            "and --shards at least 1"
-        )
+    for option, of_source in (("archive", "books"), ("shards", "fineweb")):
+        if getattr(arguments, option) is not None and source != of_source:
+            raise BadInput(f"--{option} goes with {of_source}, not with {source}")
+    if arguments.name is not None:
+        check_name(arguments.name, "--name")
+    if source == "fineweb" and arguments.vocab_size not in (None, GPT2_VOCAB):
+        raise BadInput(f"fineweb is tokenised already: its --vocab_size is {GPT2_VOCAB}")
+    if arguments.shards is not None and not 1 <= arguments.shards <= FINEWEB_SHARDS:
+        raise BadInput(f"--shards {arguments.shards} must lie between 1 and {FINEWEB_SHARDS}")
 
 
 def fetch_books(folder):
     """The path of the books' archive, downloaded unless it is there."""
     archive = folder / "books.tar.gz"
     if not archive.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         download(BOOKS_URL, archive)
     return archive
 
@@ -457,9 +531,10 @@ def main(argv=None):
     parser.add_argument("--name", help="folder under data/ (default: the source's name)")
     parser.add_argument("--archive", help="books: a local archive instead of the download")
     parser.add_argument(
-        "--shards", type=int, default=1, help="fineweb: training shards of 100 M tokens (default 1)"
+        "--shards", type=int, help="fineweb: training shards of 100 M tokens (default 1)"
     )
-    or_one_sentence(prepare, parser.parse_args(argv))
+    stopped = "a dataset that was there is whole, and a download goes on from where it is"
+    or_one_sentence(prepare, parser.parse_args(argv), stopped=stopped)
 
 
 if __name__ == "__main__":

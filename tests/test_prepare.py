@@ -3,7 +3,11 @@
 import hashlib
 import io
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from data import prepare
+from conftest import REPOSITORY
+from data import files, prepare
 from data.files import BadInput
 
 
@@ -158,7 +163,14 @@ TRAINING_BOOKS = [text for name, text in BOOKS.items() if 4 <= first_byte(name) 
 
 
 @pytest.fixture
-def books_archive(tmp_path):
+def expected_books(monkeypatch):
+    """Our BOOKS take the place of the published ones."""
+    used = {name: text.encode() for name, text in BOOKS.items() if first_byte(name) < 160}
+    monkeypatch.setattr(prepare, "BOOKS", prepare.summary_of(used))
+
+
+@pytest.fixture
+def books_archive(tmp_path, expected_books):
     """books_archive(compression) -> the path of an archive of BOOKS, and of files that are none."""
     too_large = next(f"big/{i}.md" for i in range(999) if first_byte(f"big/{i}.md") < 4)
     files = {
@@ -200,7 +212,11 @@ def test_books_are_the_same_however_they_are_compressed(data_folder, books_archi
 
 def test_a_book_that_stands_twice_is_taken_once():
     named = [("a", "same"), ("b", "other"), ("c", "same"), ("d", " \n")]
-    assert prepare.split_by_name(named, is_val=lambda name: name == "c") == (["same", "other"], [])
+    named.append(("e", "held out"))
+    is_val = {"c", "e"}.__contains__
+    assert prepare.split_by_name(named, is_val, "x") == (["same", "other"], ["held out"])
+    with pytest.raises(BadInput, match="x leaves no validation documents"):
+        prepare.split_by_name(named[:4], is_val, "x")
 
 
 @pytest.mark.parametrize("kind", ["not_an_archive", "cut_short", "without_books", "missing"])
@@ -216,7 +232,36 @@ def test_books_refuses_what_is_no_archive_of_books(kind, data_folder, tmp_path, 
         write_archive(archive, {"top/readme": b"hello"}, "gz")
     message = refused(prepare.main, ["books", "--archive", archive])
     assert f"{kind}.tar" in message
-    assert not (data_folder / "books/meta.json").exists()
+    assert not (data_folder / "books").exists()
+
+
+def test_the_books_have_the_sum_that_sha256sum_gives(tmp_path):
+    contents = {"b/ü.md": b"hello", "a/b.md": b"world"}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    command = "sha256sum a/b.md b/ü.md | sha256sum"
+    printed = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    sha256 = printed.stdout.split()[0]
+    assert prepare.summary_of(contents) == {"books": 2, "bytes": 10, "sha256": sha256}
+
+
+@pytest.mark.parametrize("compression", ["", "gz", "xz", "bz2"])
+def test_a_flipped_bit_in_an_archive_is_noticed_or_changes_nothing(
+    compression, books_archive, tmp_path
+):
+    archive = books_archive(compression)
+    whole, right = archive.read_bytes(), prepare.books(archive)
+    rng = np.random.default_rng(0)
+    for place in rng.integers(8 * len(whole), size=40):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        archive.write_bytes(damaged)
+        try:
+            assert prepare.books(archive) == right, place
+        except BadInput as error:
+            assert archive.name in str(error) and "\n" not in str(error)
+            assert len(str(error)) < 600
 
 
 def test_own_text_holds_out_the_last_tenth_of_each_file(data_folder, tmp_path):
@@ -240,7 +285,16 @@ def test_own_text_holds_out_the_last_tenth_of_each_file(data_folder, tmp_path):
         (["text", "latin.txt"], "latin.txt is not UTF-8 (byte 2)"),
         (["text", "."], "is a folder"),
         (["text", "none.txt"], "none.txt"),
-        (["text", "empty.txt"], "more text"),
+        (["text", "empty.txt"], "empty.txt holds too little text"),
+        (["text", "long.txt", "empty.txt"], "empty.txt holds too little text"),
+        (["text", "letter.txt"], "letter.txt holds too little text"),
+        (["text", "blank_end.txt"], "blank_end.txt holds too little text"),
+        (["text", "utf16.txt"], "utf16.txt is no text"),
+        (["text", "long.txt", "--vocab_size", "256"], "--vocab_size 256"),
+        (["text", "none.txt", "--vocab_size", "256"], "--vocab_size 256"),
+        (["books", "--archive", ""], "cannot be read as a tar archive"),
+        (["text", "long.txt", "--shards", "2"], "--shards goes with fineweb"),
+        (["fineweb", "--shards", "1" + "0" * 30], "must lie between 1 and"),
         (["text"], "at least one file"),
         (["pycode", "file.txt"], "takes no files"),
         (["pycode", "--archive", "x"], "--archive"),
@@ -251,8 +305,140 @@ def test_own_text_holds_out_the_last_tenth_of_each_file(data_folder, tmp_path):
 def test_what_is_no_source_is_refused(arguments, words, data_folder, monkeypatch, refused):
     monkeypatch.chdir(data_folder)
     (data_folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    (data_folder / "empty.txt").write_text("\n", encoding="utf-8")
+    (data_folder / "utf16.txt").write_bytes("a text of Windows".encode("utf-16-le"))
+    texts = {"empty": "\n", "letter": "a", "blank_end": "text" + 9 * "\n", "long": 99 * "text "}
+    for name, text in texts.items():
+        (data_folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    before = sorted(data_folder.rglob("*"))
     assert words in refused(prepare.main, arguments)
+    assert sorted(data_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a/b", "ü", "a\\b", "a\0"])
+def test_a_dataset_is_never_written_outside_its_folder(name, data_folder, tmp_path, refused):
+    (tmp_path / "mine.txt").write_text(random_words(0, 100), encoding="utf-8")
+    arguments = ["text", tmp_path / "mine.txt", "--name", name]
+    assert "must be a name" in refused(prepare.main, arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_byte_order_mark_is_no_text(data_folder, tmp_path):
+    text = random_words(0, 100)
+    for name, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig")):
+        (tmp_path / f"{name}.txt").write_text(text, encoding=encoding)
+        prepare.main(["text", str(tmp_path / f"{name}.txt"), "--name", name])
+    assert text_of(data_folder / "marked", "train") == text_of(data_folder / "plain", "train")
+
+
+# Whole or as it was -------------------------------------------------------------------------------
+
+PREPARE = """
+import resource, sys, time
+from pathlib import Path
+from data import prepare
+prepare.__file__ = str(Path.cwd() / "prepare.py")
+"""
+
+
+def prepare_apart(code, folder, *arguments, **options):
+    """A process that runs prepare.py's main behind code, beside folder/prepare.py."""
+    command = [sys.executable, "-c", PREPARE + code + "\nprepare.main(sys.argv[1:])", *arguments]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(command, cwd=folder, env=environment, **options)
+
+
+def sentence_of(process, code):
+    """The one sentence with which a process ended."""
+    printed, message = process.communicate(timeout=60)
+    assert process.returncode == code, message
+    assert printed == "" and len(message.strip().splitlines()) == 1
+    return message
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def before(data_folder):
+    """What the dataset `mine` holds before new.txt, twice as long, is to take its place."""
+    for name, n_words in (("old", 1000), ("new", 2000)):
+        (data_folder / f"{name}.txt").write_text(random_words(0, n_words), encoding="utf-8")
+    prepare.main(["text", str(data_folder / "old.txt"), "--name", "mine"])
+    return contents(data_folder / "mine")
+
+
+NEW = ("text", "new.txt", "--name", "mine")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
+@pytest.mark.parametrize("limit", [0, 100, 3_000, 20_000])
+def test_a_full_disk_leaves_the_former_dataset(limit, before, data_folder):
+    """A limit on the size of files stands in for the disk."""
+    code = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    message = sentence_of(prepare_apart(code, data_folder, *NEW), 2)
+    assert f"{data_folder / 'mine'} cannot be written (File too large)" in message
+    assert contents(data_folder / "mine") == before
+    assert prepare_apart("", data_folder, *NEW).wait() == 0
+    check_dataset(data_folder / "mine")
+    assert contents(data_folder / "mine") != before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is no signal there")
+@pytest.mark.parametrize("moment", ["make_choices", "sha256_of", "sync", "os.replace"])
+def test_ctrl_c_leaves_the_former_dataset_or_the_new_one(moment, before, data_folder):
+    owner, _, name = f"prepare.{moment}".rpartition(".")
+    code = f"""
+original = {owner}.{name}
+def slow(*arguments):
+    print("now", flush=True)
+    time.sleep(0.3)
+    return original(*arguments)
+{owner}.{name} = slow
+"""
+    process = prepare_apart(code, data_folder, *NEW)
+    assert process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    check_dataset(data_folder / "mine")
+    if moment == "os.replace":  # too late
+        assert process.returncode == 0 and message == ""
+        assert contents(data_folder / "mine") != before
+    else:
+        assert process.returncode == 130 and len(message.strip().splitlines()) == 1
+        assert "a dataset that was there is whole" in message
+        assert contents(data_folder / "mine") == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signal there")
+def test_what_a_killed_process_left_does_not_stay(before, data_folder):
+    code = "prepare.sha256_of = lambda paths: (print('now', flush=True), time.sleep(60))"
+    process = prepare_apart(code, data_folder, *NEW)
+    assert process.stdout.readline() == "now\n"
+    process.kill()
+    process.communicate()
+    left = contents(data_folder / "mine")
+    assert {name: left[name] for name in before} == before and "train.bin.tmp" in left
+    assert prepare_apart("", data_folder, *NEW).wait() == 0
+    check_dataset(data_folder / "mine")
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
+def test_a_dataset_is_prepared_by_one_process_at_a_time(before, data_folder, refused):
+    with files.locked(data_folder / "mine"):
+        message = sentence_of(prepare_apart("", data_folder, *NEW), 2)
+    assert "mine is in use by another process" in message
+    assert contents(data_folder / "mine") == before
+
+
+def test_a_closed_pipe_does_not_stop_the_preparing(before, data_folder):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = prepare_apart("", data_folder, *NEW, stdout=writing)
+    os.close(writing)
+    assert process.communicate()[1] == "" and process.returncode == 0
+    assert contents(data_folder / "mine") != before
 
 
 # Downloads ----------------------------------------------------------------------------------------
@@ -262,11 +448,14 @@ def test_what_is_no_source_is_refused(arguments, words, data_folder, monkeypatch
 def server(monkeypatch):
     """A server of server.files that gives at most server.limit bytes an answer.
 
-    It keeps each request in server.requests as (path, Range), and without server.ranges it serves
-    whole files only.
+    It keeps each request in server.requests as (path, Range). Without server.ranges it serves
+    whole files only, and without server.lengths it does not tell their length, as GitHub does
+    not of an archive: in chunks, the last of which is empty, or else the answer broke off.
     """
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self):
             wanted = self.headers.get("Range")
             server.requests.append((self.path, wanted))
@@ -279,15 +468,24 @@ def server(monkeypatch):
             if start and start >= len(content):
                 return self.send_error(416)
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            self.wfile.write(content[start : start + server.limit])
+            piece = content[start : start + server.limit]
+            if server.lengths:
+                self.send_header("Content-Length", str(len(content) - start))
+                self.end_headers()
+                self.wfile.write(piece)
+            else:
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                end = b"0\r\n\r\n" if len(piece) == len(content) - start else b""
+                self.wfile.write(b"%x\r\n%s\r\n%s" % (len(piece), piece, end))
+                self.close_connection = True
 
         def log_message(self, *args):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.requests, server.limit, server.ranges = {}, [], 10**9, True
+    server.files, server.requests, server.limit = {}, [], 10**9
+    server.ranges = server.lengths = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}/"
     monkeypatch.setattr(prepare, "FINEWEB_URL", server.url)
@@ -318,6 +516,53 @@ def test_download_that_keeps_breaking_says_so_and_keeps_its_part(server, tmp_pat
     assert not (tmp_path / "file.part").exists()
 
 
+def test_download_of_unknown_length(server, tmp_path):
+    server.files["file"] = content = np.random.default_rng(0).bytes(10_000)
+    server.lengths = server.ranges = False
+    prepare.download(server.url + "file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == content
+    server.limit = 4_000
+    with pytest.raises(BadInput, match="could not be downloaded .IncompleteRead"):
+        prepare.download(server.url + "file", tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_full_disk_is_not_called_a_fault_of_the_network(server, tmp_path):
+    server.files["file"] = content = bytes(10_000)
+    code = (
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "prepare.or_one_sentence(prepare.download, sys.argv[1], Path(sys.argv[2]))"
+    )
+    process = prepare_apart(code, tmp_path, server.url + "file", tmp_path / "file")
+    message = sentence_of(process, 2)
+    assert "file.part cannot be written (File too large)" in message
+    assert len(server.requests) == 1
+    assert (tmp_path / "file.part").stat().st_size == 3000
+    prepare.download(server.url + "file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == content
+    assert server.requests[1] == ("/file", "bytes=3000-")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is no signal there")
+def test_ctrl_c_keeps_what_was_downloaded(server, tmp_path):
+    server.files["books.tar.gz"] = bytes(10_000_000)
+    code = f"""
+prepare.BOOKS_URL = {server.url + "books.tar.gz"!r}
+write_piece = prepare.write_piece
+def slow(*arguments):
+    write_piece(*arguments)
+    if len(arguments[1]):
+        print("now", flush=True)
+        time.sleep(60)
+prepare.write_piece = slow
+"""
+    process = prepare_apart(code, tmp_path, "books")
+    assert process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGINT)
+    assert "a download goes on from where it is" in sentence_of(process, 130)
+    assert (tmp_path / "books/books.tar.gz.part").stat().st_size == 1 << 20
+
+
 def test_download_starts_over_where_a_server_cannot_go_on(server, tmp_path):
     server.files["file"] = b"right" * 100
     server.ranges = False
@@ -345,7 +590,7 @@ def test_download_from_a_server_that_is_not_there(server, tmp_path):
         prepare.download(server.url + "file", tmp_path / "file")
 
 
-def test_books_are_downloaded_once(server, data_folder):
+def test_books_are_downloaded_once(server, data_folder, expected_books):
     archive = io.BytesIO()
     write_archive(archive, {f"top/{name}": text.encode() for name, text in BOOKS.items()}, "gz")
     server.files["books.tar.gz"] = archive.getvalue()
@@ -410,6 +655,9 @@ def test_fineweb_asks_again_only_for_new_shards(server, data_folder, fake_ranks)
         pytest.param(b"", id="empty"),
         pytest.param(shard([1, 2], magic=1), id="magic"),
         pytest.param(shard([1, 2, 3], promised=4), id="length"),
+        pytest.param(shard([1, 2, 3])[:11], id="short"),
+        pytest.param(shard([1, 2, 3])[:-1], id="odd"),
+        pytest.param(shard([1, 50257, 3]), id="token"),
     ],
 )
 def test_a_file_that_is_no_shard_is_refused_and_removed(
