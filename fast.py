@@ -160,7 +160,7 @@ class FoldedNorm(RMSNorm):
         return F.rms_norm(x, x.shape[-1:], None, NORM_EPS)
 
     def gain(self):
-        return self.weight * self.depth_scale
+        return self.weight * self.scale
 
 
 class FoldedLinear(Linear):
@@ -261,14 +261,14 @@ class GroupedMoE(MoE):
             left = left.masked_fill(here, -math.inf)
         return torch.cat(weights, dim=-1), torch.cat(experts, dim=-1)
 
-    def shares(self, expert):
+    def shares(self, chosen):
         # The same counts as in mix: compiled together, they are computed once.
-        _, _, count = sort_by_counting(expert.flatten(), self.config.n_expert)
-        return count / expert.numel()
+        _, _, count = sort_by_counting(chosen.flatten(), self.config.n_expert)
+        return count / chosen.numel()
 
-    def mix(self, tokens, weight, expert):
+    def mix(self, tokens, weight, chosen):
         K, dtype = self.config.n_expert_active, tokens.dtype
-        order, place, count = sort_by_counting(expert.flatten(), self.config.n_expert)
+        order, place, count = sort_by_counting(chosen.flatten(), self.config.n_expert)
         ends = count.cumsum(dim=0, dtype=torch.int32)
         token, rows_of_token = order // K, place.view(-1, K)
         rows = Gather.apply(tokens, token, rows_of_token)  # (N * K, C)
@@ -320,8 +320,9 @@ def sort_by_counting(expert, n_expert, piece=64):
 
 
 def group_experts(model):
+    aligned = model.config.n_embd % 8 == 0 and model.config.expert_hidden % 8 == 0
     for block in model.blocks:
-        if isinstance(block.mlp, MoE):
+        if isinstance(block.mlp, MoE) and aligned:  # grouped_mm takes no others
             block.mlp.__class__ = GroupedMoE
 
 

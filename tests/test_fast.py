@@ -139,6 +139,14 @@ def test_a_class_can_be_deleted(group, toggle):
     assert_same(plain, swapped)
 
 
+def test_experts_that_grouped_products_cannot_take_stay_plain():
+    plain = build(large_weights=True, **{**TOGGLES["moe"], "expert_hidden": 12})
+    swapped = deepcopy(plain)
+    fast.swap_layers(swapped)
+    assert fast.loops_over_experts(swapped)
+    assert_same(plain, swapped)
+
+
 def test_without_grouped_experts_no_step_is_recorded_and_no_block_compiled():
     """A loop over experts waits for each one's number of rows."""
     model = build(**TOGGLES["moe"])
@@ -231,7 +239,7 @@ def noise_in_training(owner, name):
 
 
 def other_eps(self, x):
-    return F.rms_norm(x, x.shape[-1:], self.weight * self.depth_scale, 1e-5)
+    return F.rms_norm(x, x.shape[-1:], self.weight * self.scale, 1e-5)
 
 
 def first_of_each_stride(config, q, k):

@@ -75,7 +75,7 @@ def test_attended_keys_against_a_loop(toggle, monkeypatch):
     attended = sparsity.attended_keys(model, idx)
     h = model.embed(idx)
     for layer, block in enumerate(model.blocks):
-        weights = block.attention.weights(block.attention_norm(h))
+        weights = block.attention.probabilities(block.attention_norm(h))
         for head in range(4):
             keys, shares = [], []
             for b in range(3):
@@ -210,7 +210,7 @@ def test_the_spread_of_attention_follows_the_weights_variance(keep, n_kept):
     topk = dict(attention="topk", topk=n_kept)
     config, _ = sparsity.theory_model(n_layer=1, n_embd=512, T=16, **topk)
     s2 = keep * 0.05**2  # large, so that the spread is far from 1
-    in_use, spread, _ = sparsity.attention_statistics(config, 16, s2)
+    in_use, spread, *_ = sparsity.attention_statistics(config, 16, s2)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 24_000, 512, generator=generator)
     W = torch.randn(2, 512, 512, generator=generator) * math.sqrt(s2)
@@ -494,6 +494,8 @@ def test_a_prediction_for_several_sequences_is_their_mean(options):
     together = np.array(sparsity.predict_variance(config, idx))
     assert (np.abs(together - mean) <= deviation / 5 + 1e-9 * mean).all()
     assert sparsity.predict_variance(config, idx[:1]) == one_by_one[0].tolist()
+    few = idx[: sparsity.FEW_SEQUENCES]
+    assert sparsity.predict_variance(config, few) == pytest.approx(one_by_one[: len(few)].mean(0))
 
 
 def test_analysis_predicts_for_all_its_sequences():
