@@ -2,7 +2,7 @@
 
 import math
 
-from data.files import BadInput, write_text
+from data.files import BadInput, say, write_text
 from results.claims import (
     CLAIMS,
     COMPANIONS,
@@ -43,7 +43,7 @@ def report_sweep(runs, folder):
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     write_text(folder / "report.md", report_text(folder.name, points, left_out(runs), figures))
-    print(folder / "report.md")
+    say(folder / "report.md")
     return points
 
 
@@ -105,9 +105,18 @@ def sentences(runs, absent):
         "usefulness and N_eff with the linear maps fitted on other sequences.",
         f"Training took {minutes:.0f} minutes, summed over runs.",
     ]
+    others = [run.name for run in runs if by_other_code(run)]
+    if others:
+        said.append(f"Scored by other code than that which trained them: {', '.join(others)}.")
     if absent:
         said.append(f"Left out: {', '.join(absent)}.")
     return said
+
+
+def by_other_code(run):
+    """Older runs do not say what code trained or scored them."""
+    trained, scored = run.config.get("code"), run.analysis.get("code")
+    return None not in (trained, scored) and trained != scored
 
 
 def metrics_table(points, metrics=METRICS):
