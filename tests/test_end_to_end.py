@@ -122,6 +122,7 @@ def test_every_sweep_has_a_report_with_figures(analysed, sweep, points):
         assert f"| {point} | " in report
     assert " ± " in report
     tables = re.findall(r"^(.+):\n\n\| point \|", report, re.MULTILINE)
+    assert "| causal | " in report
     assert tables == list(COMPANIONS)
 
 
