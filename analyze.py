@@ -661,6 +661,7 @@ def analyse_run(folder, n_sequences=SEQUENCES, task=None):
         return
     started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
     model, config = load_run(folder, device)
+    model = fast.with_sorted_experts(model) if fast else model
     analysis = score_run(model, config, n_sequences, device)
     analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
     encode = tokenizer(load_meta(config.dataset)["vocab_size"]).encode_ordinary
