@@ -4,6 +4,7 @@
     python analyze.py out/*                    every sweep, and the figure and claims of all
     python analyze.py results/*.json           the same from published results: no GPU, no data
     python analyze.py out/demo --task my.jsonl also the accuracy on your own multiple-choice items
+    python analyze.py out/depth --blimp tasks/blimp.jsonl   and on pairs of sentences
 
 Every score is a function of a model and token ids that a student can call:
 
@@ -35,11 +36,12 @@ from data.read import (
     held_out_sequences,
     load_items,
     load_meta,
+    load_pairs,
     load_tokens,
     spread_offsets,
     take_sequences,
 )
-from model import cross_entropy
+from downstream import choice_accuracy, minimal_pairs
 from results.report import report_all, report_sweep
 from results.runs import load_run, publish_runs, read_runs, restore_runs
 from results.scores import (
@@ -440,53 +442,6 @@ def passes_over_data(model, config):
     return n_trained / load_meta(config.dataset)["tokens"]["train"]
 
 
-# Multiple choice ---------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def mean_log_probability(model, ids, wanted, mask):
-    """Mean log probability of the wanted tokens (B, T) where mask (B, T) is 1, in nats, (B,)."""
-    log_probability = -cross_entropy(model(ids)[0], wanted)
-    return (log_probability * mask).sum(dim=1) / mask.sum(dim=1)
-
-
-def choice_rows(items, encode, block_size):
-    """One row of ids, targets and mask, (n_choices, width) each, for every choice of every item;
-    the mask is 1 at the choice's own tokens. Contexts lose their beginning where they, with the
-    choice, exceed block_size."""
-    rows = []
-    for item in items:
-        context = encode(item["context"])
-        for text in item["choices"]:
-            choice = encode(text)[:block_size]
-            rows.append(((context + choice)[-(block_size + 1) :], len(choice)))
-    width = max(len(ids) for ids, _ in rows) - 1
-    idx, targets = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
-    mask = torch.zeros(len(rows), width)
-    for i, (ids, n_scored) in enumerate(rows):
-        n = len(ids) - 1
-        idx[i, :n] = torch.tensor(ids[:-1])
-        targets[i, :n] = torch.tensor(ids[1:])
-        mask[i, max(0, n - n_scored) : n] = 1
-    return idx, targets, mask
-
-
-def choice_accuracy(model, items, encode):
-    """{"accuracy", "standard_error", "items"}: the share of items whose true continuation has the
-    highest mean log probability per token. encode: text -> list of token ids."""
-    device = model.head.weight.device
-    rows = [t.to(device) for t in choice_rows(items, encode, model.config.block_size)]
-    scores = torch.cat([mean_log_probability(model, *piece) for piece in chunks(model, *rows)])
-    of_items = scores.cpu().split([len(item["choices"]) for item in items])
-    right = [
-        of_one.argmax().item() == item["answer"]
-        for of_one, item in zip(of_items, items, strict=True)
-    ]
-    accuracy = sum(right) / len(items)
-    error = math.sqrt(accuracy * (1 - accuracy) / len(items))
-    return {"accuracy": accuracy, "standard_error": error, "items": len(items)}
-
-
 # One run -----------------------------------------------------------------------------------------
 
 
@@ -653,7 +608,23 @@ def as_lists(tensors):
     return {name: values.tolist() for name, values in tensors.items()}
 
 
-def analyse_run(folder, n_sequences=SEQUENCES, task=None):
+def score_tasks(model, config, n_items, task=None, blimp=None):
+    """Entries of analysis.json: of the data's own choices the first n_items; of a file of items,
+    `task`, and of pairs, `blimp`, all."""
+    encoding = tokenizer(load_meta(config.dataset)["vocab_size"])
+    encode, entries = encoding.encode_ordinary, {}
+    choices = read.DATA / config.dataset / "choices.jsonl"
+    if items := load_items(choices)[:n_items]:
+        entries["choices"] = {"file": choices.name, **choice_accuracy(model, items, encode)}
+    if task and (items := load_items(task)):
+        entries["task"] = {"file": task.name, **choice_accuracy(model, items, encode)}
+    if blimp and (pairs := load_pairs(blimp)):
+        accuracy = minimal_pairs(model, pairs, encode, end_of_text=encoding.n_vocab - 1)
+        entries["blimp"] = {"file": blimp.name, **accuracy}
+    return entries
+
+
+def analyse_run(folder, n_sequences=SEQUENCES, task=None, blimp=None):
     """Score a finished run and write its analysis.json. A diverged one has nothing to score; a
     restored one, without its weights, has been scored before."""
     diverged = read_json(folder / "summary.json")["diverged"]
@@ -664,12 +635,7 @@ def analyse_run(folder, n_sequences=SEQUENCES, task=None):
     model = fast.with_sorted_experts(model) if fast else model
     analysis = score_run(model, config, n_sequences, device)
     analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
-    encode = tokenizer(load_meta(config.dataset)["vocab_size"]).encode_ordinary
-    choices = read.DATA / config.dataset / "choices.jsonl"
-    if items := load_items(choices)[: ITEMS_PER_SEQUENCE * n_sequences]:
-        analysis["choices"] = {"file": choices.name, **choice_accuracy(model, items, encode)}
-    if task and (items := load_items(task)):
-        analysis["task"] = {"file": task.name, **choice_accuracy(model, items, encode)}
+    analysis |= score_tasks(model, config, ITEMS_PER_SEQUENCE * n_sequences, task, blimp)
     analysis |= {
         "seconds": time.perf_counter() - started,
         "torch": torch.__version__,
@@ -685,7 +651,7 @@ def analyse_sweep(path, arguments):
     """Scores, figures and report of one sweep's folder or published file; returns its points."""
     folders = sorted(file.parent for file in path.glob("*/summary.json"))
     for folder in tqdm(folders, desc=path.name, unit="run", disable=None):
-        analyse_run(folder, arguments.sequences, arguments.task)
+        analyse_run(folder, arguments.sequences, arguments.task, arguments.blimp)
     runs = read_runs(path)
     target = path.with_suffix("") if path.suffix == ".json" else path
     if arguments.publish and runs:
@@ -723,6 +689,8 @@ def main(argv=None):
     sequences_help = f"held-out sequences to score on (default {SEQUENCES}, as published)"
     add("--sequences", type=int, default=SEQUENCES, help=sequences_help)
     add("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')
+    blimp_help = "pairs of sentences, such as tasks/blimp.jsonl or data/blimp/blimp.jsonl"
+    add("--blimp", type=Path, help=blimp_help)
     publish_help = "write <sweep>.json, figures and report there, such as results"
     add("--publish", type=Path, help=publish_help)
     restore_help = "make run folders there, such as out, of published .json files, and stop"

@@ -1,9 +1,10 @@
-"""Text -> data/<name>/{train.bin, val.bin, choices.jsonl, meta.json}, all that the others read.
+"""Text -> data/<name>/{train.bin, val.bin, choices.jsonl, meta.json}, all that training reads.
 
     python data/prepare.py pycode                   this Python's standard library, no download
     python data/prepare.py books --vocab_size 8192  483 public-domain books (the published results)
     python data/prepare.py fineweb --shards 10      FineWeb-Edu in tokens, 100 M of them a shard
     python data/prepare.py text mine.txt more.txt --name mine    your own UTF-8 files
+    python data/prepare.py blimp                    BLiMP, a task: blimp.jsonl, and a tenth.jsonl
 
 *.bin are uint16 tokens, one end-of-text after each document. choices.jsonl is a downstream task
 made of the held-out documents alone: a context and four continuations, of which one is the true
@@ -25,6 +26,7 @@ import urllib.error
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +55,9 @@ BOOKS_URL = (
 )
 FINEWEB_URL = (
     "https://huggingface.co/datasets/karpathy/fineweb-edu-100B-gpt2-token-shards/resolve/main/"
+)
+BLIMP_URL = (
+    "https://github.com/alexwarstadt/blimp/archive/3e56b06fcabca9b30822fc66435fca6b1aa40bb1.tar.gz"
 )
 SHARD_MAGIC = 20240520
 SHARD_VERSION = 1
@@ -260,22 +265,29 @@ def books(archive):
     """The archive's AUTHOR/TITLE.md of at most 2 MB, split by the first byte of that name's hash:
     below 4 is held out, 4 to 159 is for training, the rest is unused."""
     documents = []
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tqdm(tar, desc="reading", unit=" files", disable=None):
-                name = member.name.split("/", 1)[-1]  # without the archive's top folder
-                if is_book(member, name) and first_byte(name) < 160:
-                    text = tar.extractfile(member).read().decode("utf-8", errors="replace")
-                    documents.append((name, text))
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{archive} is no whole tar archive ({reason}): download it again") from None
+    with opened_archive(archive) as tar:
+        for member in tqdm(tar, desc="reading", unit=" files", disable=None):
+            name = member.name.split("/", 1)[-1]  # without the archive's top folder
+            if is_book(member, name) and first_byte(name) < 160:
+                text = tar.extractfile(member).read().decode("utf-8", errors="replace")
+                documents.append((name, text))
     if not documents:
         raise BadInput(
             f"{archive} holds no AUTHOR/TITLE.md below its top folder: "
             "give the archive of classic-books-markdown"
         )
     return split_by_name(sorted(documents), is_val=lambda name: first_byte(name) < 4)
+
+
+@contextmanager
+def opened_archive(path):
+    """An open tar archive. What is wrong with it while it is read raises BadInput."""
+    try:
+        with tarfile.open(path) as tar:
+            yield tar
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path} is no whole tar archive ({reason}): download it again") from None
 
 
 def is_book(member, name):
@@ -349,6 +361,55 @@ def fetch_shard(path):
     return np.memmap(path, dtype="<u2", mode="r", offset=SHARD_HEADER_BYTES)
 
 
+# BLiMP --------------------------------------------------------------------------------------------
+
+EVERY = 10  # of tenth.jsonl
+
+
+def write_blimp(folder, source):
+    """blimp.jsonl, {"paradigm", "good", "bad"} a line, and tenth.jsonl, every tenth pair of each
+    paradigm from the first on, into folder.
+
+    BLiMP (Warstadt et al. 2020, arXiv 1912.00582; CC BY 4.0): pairs of English sentences that
+    differ in one point of grammar. source: the repository's archive, or a folder of its files
+    data/PARADIGM.jsonl.
+    """
+    pairs = {name: pairs_of(name, text) for name, text in sorted(blimp_files(source))}
+    if not pairs:
+        raise BadInput(f"{source} holds no data/*.jsonl: give BLiMP's archive, or its folder data")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, every in (("blimp", 1), ("tenth", EVERY)):
+        chosen = [pair for of_paradigm in pairs.values() for pair in of_paradigm[::every]]
+        lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in chosen]
+        write_text(folder / f"{name}.jsonl", "".join(lines))
+        print(f"{folder / name}.jsonl: {len(chosen):,} pairs of {len(pairs)} paradigms")
+
+
+def blimp_files(source):
+    """[(file name, text)] of the JSONL files in a folder, or of those in an archive's folder
+    data."""
+    if source.is_dir():
+        return [(path.name, path.read_text(encoding="utf-8")) for path in source.glob("*.jsonl")]
+    with opened_archive(source) as tar:
+        return [
+            (Path(member.name).name, tar.extractfile(member).read().decode("utf-8"))
+            for member in tar
+            if member.isfile() and Path(member.name).match("*/data/*.jsonl")
+        ]
+
+
+def pairs_of(name, text):
+    """The pairs of one file, in its order."""
+    try:
+        lines = [json.loads(line) for line in text.splitlines()]
+        return [
+            {"paradigm": line["UID"], "good": line["sentence_good"], "bad": line["sentence_bad"]}
+            for line in lines
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{name} is no file of BLiMP: its lines lack sentences") from None
+
+
 # Downloads ----------------------------------------------------------------------------------------
 
 
@@ -404,11 +465,16 @@ def prepare(arguments):
     if arguments.source == "fineweb":
         fineweb(folder, arguments.shards)
         return
+    if arguments.source == "blimp":
+        archive = arguments.archive or fetch_archive(folder / "blimp.tar.gz", BLIMP_URL)
+        write_blimp(folder, Path(archive))
+        return
     encoding = tokenizer(BYTE_VOCAB if arguments.vocab_size is None else arguments.vocab_size)
     if arguments.source == "pycode":
         train, val = pycode()
     elif arguments.source == "books":
-        train, val = books(Path(arguments.archive or fetch_books(folder)))
+        archive = arguments.archive or fetch_archive(folder / "books.tar.gz", BOOKS_URL)
+        train, val = books(Path(archive))
     else:
         train, val = own_text(arguments.paths)
     write_dataset(folder, arguments.source, encoding, train, val)
@@ -423,8 +489,10 @@ def refuse_arguments(arguments):
         )
     if source == "text" and not paths:
         raise BadInput("text needs at least one file: python data/prepare.py text mine.txt")
-    if arguments.archive and source != "books":
-        raise BadInput(f"--archive goes with books, not with {source}")
+    if arguments.archive and source not in ("books", "blimp"):
+        raise BadInput(f"--archive goes with books and blimp, not with {source}")
+    if source == "blimp" and arguments.vocab_size is not None:
+        raise BadInput("blimp is not tokenised: leave --vocab_size out")
     if source == "fineweb" and (
         arguments.vocab_size not in (None, GPT2_VOCAB) or arguments.shards < 1
     ):
@@ -434,12 +502,11 @@ def refuse_arguments(arguments):
         )
 
 
-def fetch_books(folder):
-    """The path of the books' archive, downloaded unless it is there."""
-    archive = folder / "books.tar.gz"
+def fetch_archive(archive, url):
+    """The archive's path, to which it is downloaded from url unless it is there."""
     if not archive.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        download(BOOKS_URL, archive)
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        download(url, archive)
     return archive
 
 
@@ -447,7 +514,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", choices=("pycode", "books", "fineweb", "text"))
+    parser.add_argument("source", choices=("pycode", "books", "fineweb", "text", "blimp"))
     parser.add_argument("paths", nargs="*", help="text: the files")
     parser.add_argument(
         "--vocab_size",
@@ -455,7 +522,7 @@ def main(argv=None):
         help=f"{BYTE_VOCAB} for bytes (the default), up to {GPT2_VOCAB} for GPT-2's tokens",
     )
     parser.add_argument("--name", help="folder under data/ (default: the source's name)")
-    parser.add_argument("--archive", help="books: a local archive instead of the download")
+    parser.add_argument("--archive", help="books, blimp: a local archive, or blimp's folder data")
     parser.add_argument(
         "--shards", type=int, default=1, help="fineweb: training shards of 100 M tokens (default 1)"
     )

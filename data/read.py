@@ -101,19 +101,37 @@ def load_items(path):
 
     Raises BadInput, which names file and line.
     """
-    items = []
+
+    def is_good(item):
+        has_texts = item["context"] and all(item["choices"])
+        return has_texts and 0 <= item["answer"] < len(item["choices"])
+
+    return load_lines(path, is_good, '{"context": text, "choices": [texts], "answer": index}')
+
+
+def load_pairs(path):
+    """The pairs of sentences of a JSONL file, each {"paradigm": name, "good": text, "bad": text}.
+
+    Raises BadInput, which names file and line.
+    """
+
+    def is_good(pair):
+        return all(pair[key] and isinstance(pair[key], str) for key in ("paradigm", "good", "bad"))
+
+    return load_lines(path, is_good, '{"paradigm": name, "good": text, "bad": text}')
+
+
+def load_lines(path, is_good, form):
+    """The objects of a JSONL file, which are all good and of this form."""
+    objects = []
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            item = json.loads(line)
-            has_texts = item["context"] and all(item["choices"])
-            good = has_texts and 0 <= item["answer"] < len(item["choices"])
+            one = json.loads(line)
+            good = is_good(one)
         except (ValueError, KeyError, TypeError):
             good = False
         if not good:
-            raise BadInput(
-                f"{path}, line {number}: must be "
-                '{"context": text, "choices": [texts], "answer": index}'
-            )
-        items.append(item)
-    return items
+            raise BadInput(f"{path}, line {number}: must be {form}")
+        objects.append(one)
+    return objects

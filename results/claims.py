@@ -165,6 +165,12 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
         "training loss": entry("text", "training_loss"),
         "held-out less training": entry("text", "gap"),
     },
+    "Tasks, with their controls": {
+        "choices after another item's context": entry("choices", "control"),
+        "share of contexts cut": entry("choices", "cut"),
+        "BLiMP": entry("blimp", "accuracy"),
+        "its error over paradigms": entry("blimp", "standard_error"),
+    },
 }
 
 

@@ -16,6 +16,7 @@ from results.claims import (
 )
 from results.figures import (
     LINES,
+    POINT_METRICS,
     drawable,
     joint_figure,
     ladder_figure,
@@ -52,7 +53,7 @@ def report_sweep(runs, folder):
 def draw_figures(points):
     """{file name: figure}, in the order of the report."""
     runs = [run for runs in points.values() for run in runs]
-    figures = {"points": point_figure(points)}
+    figures = {name: point_figure(points, of) for name, of in POINT_METRICS.items()}
     for name, panels in LINES.items():
         if panels := drawable(panels, points):
             figures[name] = line_figure(points, panels)
