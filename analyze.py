@@ -4,6 +4,7 @@
     python analyze.py out/*                    every sweep, and the figure and claims of all
     python analyze.py results/*.json           the same from published results: no GPU, no data
     python analyze.py out/demo --task my.jsonl also the accuracy on your own multiple-choice items
+    python analyze.py out/depth --blimp tasks/blimp.jsonl   and on pairs of sentences
 
 Every score is a function of a model and token ids that a student can call:
 
@@ -36,11 +37,13 @@ from data.read import (
     held_out_sequences,
     load_items,
     load_meta,
+    load_pairs,
     load_tokens,
     spread_offsets,
     take_sequences,
 )
-from model import GPT, cross_entropy
+from downstream import choice_accuracy, minimal_pairs
+from model import GPT
 from results.report import report_all, report_sweep
 from results.runs import SUMMARY, configs_of, load_run, publish_runs, read_runs, restore_runs
 from results.scores import (
@@ -453,53 +456,6 @@ def passes_over_data(model, config):
     return n_trained / load_meta(config.dataset)["tokens"]["train"]
 
 
-# Multiple choice ---------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def mean_log_probability(model, ids, wanted, mask):
-    """Mean log probability of the wanted tokens (B, T) where mask (B, T) is 1, in nats, (B,)."""
-    log_probability = -cross_entropy(model(ids)[0], wanted)
-    return (log_probability * mask).sum(dim=1) / mask.sum(dim=1)
-
-
-def choice_rows(items, encode, block_size):
-    """One row of ids, targets and mask, (n_choices, width) each, for every choice of every item;
-    the mask is 1 at the choice's own tokens. Contexts lose their beginning where they, with the
-    choice, exceed block_size."""
-    rows = []
-    for item in items:
-        context = encode(item["context"])
-        for text in item["choices"]:
-            choice = encode(text)[:block_size]
-            rows.append(((context + choice)[-(block_size + 1) :], len(choice)))
-    width = max(len(ids) for ids, _ in rows) - 1
-    idx, targets = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
-    mask = torch.zeros(len(rows), width)
-    for i, (ids, n_scored) in enumerate(rows):
-        n = len(ids) - 1
-        idx[i, :n] = torch.tensor(ids[:-1])
-        targets[i, :n] = torch.tensor(ids[1:])
-        mask[i, max(0, n - n_scored) : n] = 1
-    return idx, targets, mask
-
-
-def choice_accuracy(model, items, encode):
-    """{"accuracy", "standard_error", "items"}: the share of items whose true continuation has the
-    highest mean log probability per token. encode: text -> list of token ids."""
-    device = model.head.weight.device
-    rows = [t.to(device) for t in choice_rows(items, encode, model.config.block_size)]
-    scores = torch.cat([mean_log_probability(model, *piece) for piece in chunks(model, *rows)])
-    of_items = scores.cpu().split([len(item["choices"]) for item in items])
-    right = [
-        of_one.argmax().item() == item["answer"]
-        for of_one, item in zip(of_items, items, strict=True)
-    ]
-    accuracy = sum(right) / len(items)
-    error = math.sqrt(accuracy * (1 - accuracy) / len(items))
-    return {"accuracy": accuracy, "standard_error": error, "items": len(items)}
-
-
 # One run -----------------------------------------------------------------------------------------
 
 
@@ -667,7 +623,23 @@ def as_lists(tensors):
     return {name: values.tolist() for name, values in tensors.items()}
 
 
-def analyse_run(folder, n_sequences, task=None, old_code=False, again=False):
+def score_tasks(model, config, n_items, task=None, blimp=None):
+    """Entries of analysis.json: of the data's own choices the first n_items; of a file of items,
+    `task`, and of pairs, `blimp`, all."""
+    encoding = tokenizer(load_meta(config.dataset)["vocab_size"])
+    encode, entries = encoding.encode_ordinary, {}
+    choices = read.DATA / config.dataset / "choices.jsonl"
+    if items := load_items(choices)[:n_items]:
+        entries["choices"] = {"file": choices.name, **choice_accuracy(model, items, encode)}
+    if task and (items := load_items(task)):
+        entries["task"] = {"file": task.name, **choice_accuracy(model, items, encode)}
+    if blimp and (pairs := load_pairs(blimp)):
+        accuracy = minimal_pairs(model, pairs, encode, end_of_text=encoding.n_vocab - 1)
+        entries["blimp"] = {"file": blimp.name, **accuracy}
+    return entries
+
+
+def analyse_run(folder, n_sequences, task=None, blimp=None, old_code=False, again=False):
     """Score a finished run and write its analysis.json, where is_to_be_scored says so. Raises
     BadInput where data or code are not those that it was trained with (old_code: the present code
     scores it all the same, which the report says)."""
@@ -676,19 +648,15 @@ def analyse_run(folder, n_sequences, task=None, old_code=False, again=False):
     refuse_other_data(folder, written, config)
     if not old_code:
         refuse_other_code(folder, written, code)
-    scored_as = identity_of_scores(folder, config, n_sequences, task)
+    scored_as = identity_of_scores(folder, config, n_sequences, [task, blimp])
     if not again and was_scored_as(folder, scored_as):
         return
     started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
     model, config = load_run(folder, device)
+    model = fast.with_sorted_experts(model) if fast else model
     analysis = score_run(model, config, n_sequences, device)
     analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
-    encode = tokenizer(load_meta(config.dataset)["vocab_size"]).encode_ordinary
-    choices = read.DATA / config.dataset / "choices.jsonl"
-    if items := load_items(choices)[: ITEMS_PER_SEQUENCE * n_sequences]:
-        analysis["choices"] = {"file": choices.name, **choice_accuracy(model, items, encode)}
-    if task and (items := load_items(task)):
-        analysis["task"] = {"file": task.name, **choice_accuracy(model, items, encode)}
+    analysis |= score_tasks(model, config, ITEMS_PER_SEQUENCE * n_sequences, task, blimp)
     analysis |= {
         "seconds": time.perf_counter() - started,
         "torch": torch.__version__,
@@ -730,10 +698,10 @@ def refuse_other_code(folder, written, code):
         )
 
 
-def identity_of_scores(folder, config, n_sequences, task):
+def identity_of_scores(folder, config, n_sequences, tasks):
     """What scores follow from: weights, data, sequences, and the text of the code that scores."""
     digest = hashlib.sha256()
-    for path in [folder / "ckpt.pt", *SCORED_BY, *([task] if task else [])]:
+    for path in [folder / "ckpt.pt", *SCORED_BY, *filter(None, tasks)]:
         digest.update(path.read_bytes())
     digest.update(f"{load_meta(config.dataset)['sha256']} {n_sequences}".encode())
     return digest.hexdigest()
@@ -793,7 +761,14 @@ def analyse_sweep(path, arguments):
     n_sequences = arguments.sequences or default_sequences()
     announce(path, folders, n_sequences)
     for folder in tqdm(folders, desc=path.name, unit="run", disable=None, leave=False):
-        analyse_run(folder, n_sequences, arguments.task, arguments.old_code, arguments.again)
+        analyse_run(
+            folder,
+            n_sequences,
+            task=arguments.task,
+            blimp=arguments.blimp,
+            old_code=arguments.old_code,
+            again=arguments.again,
+        )
     runs = read_runs(path)
     target = path.with_suffix("") if path.suffix == ".json" else path
     if arguments.publish and runs:
@@ -846,6 +821,8 @@ def main(argv=None):
     )
     add("--sequences", type=at_least_1, help=sequences_help)
     add("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')
+    blimp_help = "pairs of sentences, such as tasks/blimp.jsonl or data/blimp/blimp.jsonl"
+    add("--blimp", type=Path, help=blimp_help)
     publish_help = "write <sweep>.json, figures and report there, such as results"
     add("--publish", type=Path, help=publish_help)
     restore_help = "make run folders there, such as out, of published .json files, and stop"

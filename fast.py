@@ -3,6 +3,7 @@
     make_fast(model)             for training: swaps those layers in and compiles, in place
     recorded(step, ...)          for training: a step recorded as a CUDA graph, then replayed
     with_compiled_blocks(model)  for the instruments: a second view of a model, blocks compiled
+    with_sorted_experts(model)   the same, experts waiting less; hooks still run
 
 Each class computes what its parent in model.py defines, and says what it buys in a training step
 on one H100 (results/README.md, Speed). Delete one, with what serves it alone and the line that
@@ -390,15 +391,56 @@ class RecordedStep:
 # The instruments ---------------------------------------------------------------------------------
 
 
+class SortedMoE(MoE):
+    """Choices sorted by expert, so that a GPU is waited for once a layer and not once an expert;
+    uncompiled and in any dtype, where GroupedMoE wants bf16."""
+
+    def mix(self, tokens, weight, expert):
+        K = self.config.n_expert_active
+        expert = expert.flatten()  # (N * K,): choice i is of token i // K
+        order = expert.argsort(stable=True)
+        counts = expert.bincount(minlength=self.config.n_expert).tolist()  # waits
+        rows = []
+        for e, of_e in enumerate(tokens[order // K].split(counts)):
+            gate, up = F.linear(of_e, self.gate_up[e].to(of_e.dtype)).chunk(2, dim=-1)
+            rows.append(F.linear(F.silu(gate) * up, self.down[e].to(of_e.dtype)))
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        of_choices = torch.cat(rows)[place].view(-1, K, tokens.shape[-1])
+        return (of_choices * weight[..., None].to(tokens.dtype)).sum(dim=1)
+
+
+def with_sorted_experts(model):
+    """The same weights behind a GPT whose experts are SortedMoEs; a dense model itself. The given
+    one stays as it is."""
+    if not model.config.n_expert:
+        return model
+    return with_blocks(model, [sorted_experts(block) for block in model.blocks])
+
+
+def sorted_experts(block):
+    view, mlp = copy(block), copy(block.mlp)
+    mlp.__class__ = SortedMoE
+    view._modules = {**block._modules, "mlp": mlp}
+    return view
+
+
+def with_blocks(model, blocks):
+    """The same weights behind a GPT with these blocks."""
+    view = copy(model)
+    view._modules = {**model._modules, "blocks": nn.ModuleList(blocks)}
+    return view
+
+
 def with_compiled_blocks(model):
     """The same weights behind a GPT whose blocks are compiled, where the model is on a GPU that can
-    compile; the given one stays as it is, as compiled code runs no hooks. Experts stay uncompiled:
-    in fp32 their numbers of rows decide what runs."""
-    if not model.head.weight.is_cuda or not has_triton() or model.config.n_expert:
+    compile; the given one stays as it is, as compiled code runs no hooks. Experts are sorted
+    instead: in fp32 their numbers of rows decide what runs."""
+    if not model.head.weight.is_cuda or not has_triton():
         return model
+    if model.config.n_expert:
+        return with_sorted_experts(model)
     allow_many_compilations()
-    compiled = copy(model)
-    blocks = nn.ModuleList(torch.compile(block, dynamic=False) for block in model.blocks)
-    compiled._modules = {**model._modules, "blocks": blocks}
+    compiled = with_blocks(model, [torch.compile(b, dynamic=False) for b in model.blocks])
     compiled.position_losses = torch.compile(model.position_losses, dynamic=False)
     return compiled

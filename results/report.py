@@ -8,12 +8,15 @@ from results.claims import (
     COMPANIONS,
     LOG_METRICS,
     METRICS,
+    RESOLUTION,
     eps_counts,
     interval,
     judge_sweep,
+    resolution,
 )
 from results.figures import (
     LINES,
+    POINT_METRICS,
     drawable,
     joint_figure,
     ladder_figure,
@@ -50,7 +53,7 @@ def report_sweep(runs, folder):
 def draw_figures(points):
     """{file name: figure}, in the order of the report."""
     runs = [run for runs in points.values() for run in runs]
-    figures = {"points": point_figure(points)}
+    figures = {name: point_figure(points, of) for name, of in POINT_METRICS.items()}
     for name, panels in LINES.items():
         if panels := drawable(panels, points):
             figures[name] = line_figure(points, panels)
@@ -83,6 +86,7 @@ def report_text(name, points, absent, figures):
         *claims_table({name: points}),
         "",
         *companion_tables(points),
+        *resolution_table(points),
         *pictures,
     ]
     return "\n".join(lines) + "\n"
@@ -147,6 +151,24 @@ def companion_tables(points):
             "",
         ]
     return lines
+
+
+def resolution_table(points):
+    """Lines of a table of what a score resolves: its errors beside what the sweep does to it."""
+    rows = {name: resolution(points, *functions) for name, functions in RESOLUTION.items()}
+    lines = [
+        table_row(*(name, *(without_nan(number) for number in numbers)))
+        for name, numbers in rows.items()
+        if numbers is not None
+    ]
+    if not lines:
+        return []
+    heading = table_row("standard deviation of", "over sequences", "over seeds", "over points")
+    return ["What each score resolves:", "", heading, table_rule(4), *lines, ""]
+
+
+def without_nan(number):
+    return "–" if math.isnan(number) else f"{number:.2g}"
 
 
 def with_interval(values):
