@@ -44,6 +44,13 @@ def log_probabilities(model, rows):
 # Multiple choice ---------------------------------------------------------------------------------
 
 
+def at_a_word(context, choice):
+    """The same text, cut where tokens can be: blanks at the end of a context begin the choice, as
+    byte-pair tokens of words begin with theirs."""
+    end = len(context.rstrip(" "))
+    return context[:end], context[end:] + choice
+
+
 def choice_row(context, choice, block_size):
     """(token ids, how many of them, at the end, are the choice's). The context loses its beginning
     where both exceed the block_size + 1 tokens that a model can take and predict."""
@@ -71,8 +78,9 @@ def choice_accuracy(model, items, encode):
     share whose true choice is the likeliest after its context; the same after the next item's
     context, which what the choices alone give away would explain; and the share of pairs of context
     and choice too long for the model, which lose the context's beginning."""
-    contexts = [encode(item["context"]) for item in items]
-    choices = [[encode(text) for text in item["choices"]] for item in items]
+    texts = [[at_a_word(item["context"], text) for text in item["choices"]] for item in items]
+    contexts = [encode(of_item[0][0]) for of_item in texts]
+    choices = [[encode(choice) for _, choice in of_item] for of_item in texts]
     answers = [item["answer"] for item in items]
     right = right_choices(model, contexts, choices, answers).mean()
     by_chance = right_choices(model, contexts[1:] + contexts[:1], choices, answers).mean()

@@ -11,6 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import analyze
+import train
 from configs.read import TrainConfig
 from conftest import TOGGLES, as_if_trained, each_toggle
 from model import GPT, GPTConfig
@@ -612,3 +613,103 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
     assert analysis["linear_ratios"]["held_out"] == pytest.approx(ratios.tolist(), rel=1e-5)
     assert analysis["usefulness"]["held_out"] == scores.usefulness(ratios)
     assert analysis["causal"] == pytest.approx(scores.pair_mean(analyze.causal_matrix(model, idx)))
+
+
+# A run that was scored ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(project):
+    """The folder of a sweep of one run of two blocks on the tiny dataset, and the run's."""
+    few = "n_layer = 2\nmax_iters = 2\nwarmup_iters = 0\neval_tokens = 64\n"
+    config = project / "small.toml"
+    config.write_text(few + SMALL_OPTIONS, encoding="utf-8")
+    train.main([str(config)])
+    return project / "out/small", project / "out/small/run"
+
+
+SMALL_OPTIONS = """
+dataset = "tiny"
+n_embd = 16
+n_head = 2
+block_size = 16
+batch_size = 4
+device = "cpu"
+"""
+
+
+def scored(sweep, *options):
+    """When analyze.py last wrote the run's scores."""
+    analyze.main([str(sweep), "--sequences", "3", *options])
+    return (sweep / "run/analysis.json").stat().st_mtime_ns
+
+
+def test_what_is_scored_is_scored_again_where_something_changed_or_it_is_asked_for(trained):
+    sweep, _ = trained
+    first = scored(sweep)
+    assert scored(sweep) == first
+    again = scored(sweep, "--again")
+    assert again != first
+    assert scored(sweep, "--sequences", "2") != again
+
+
+def test_other_code_that_scores_scores_again(trained, monkeypatch, tmp_path):
+    sweep, _ = trained
+    first = scored(sweep)
+    (tmp_path / "analyze.py").write_text("another score")
+    monkeypatch.setattr(analyze, "SCORED_BY", [tmp_path / "analyze.py"])
+    assert scored(sweep) != first
+
+
+def test_a_run_by_other_code_is_scored_only_where_that_is_asked_for(trained, refused, monkeypatch):
+    sweep, run = trained
+
+    def post_norm(self, x):
+        x = self.attention_norm(x + self.attention(x))
+        return self.mlp_norm(x + self.mlp(x))
+
+    monkeypatch.setattr("model.Block.forward", post_norm)
+    message = refused(analyze.main, [sweep])
+    assert "other code" in message and "--old_code" in message
+    assert not (run / "analysis.json").exists()
+    scored(sweep, "--old_code")
+    report = (sweep / "report.md").read_text(encoding="utf-8")
+    assert "Scored by other code than that which trained them: run." in report
+
+
+def test_a_run_without_a_fingerprint_is_accepted(trained):
+    sweep, run = trained
+    config = json.loads((run / "config.json").read_text())
+    del config["code"]
+    (run / "config.json").write_text(json.dumps(config))
+    scored(sweep)
+    assert "other code" not in (sweep / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_run_on_other_data_is_refused(trained, refused, project):
+    sweep, _ = trained
+    path = project / "data/tiny/meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "y"}))
+    message = refused(analyze.main, [sweep])
+    assert "data/tiny is not what" in message and "train again" in message
+
+
+def test_it_says_what_scoring_will_cost_before_it_starts(trained, capsys):
+    sweep, _ = trained
+    capsys.readouterr()
+    scored(sweep)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "scoring 1 runs on 3 sequences each takes about" in line and "GiB here" in line
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "many", "1.5"])
+def test_scores_need_a_sequence(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        analyze.main(["out/none", "--sequences", text])
+    assert stop.value.code == 2 and "at least 1" in capsys.readouterr().err
+
+
+def test_an_unknown_order_of_removal_is_refused():
+    idx, targets = data()
+    with pytest.raises(ValueError, match="must be last, least or greedy"):
+        analyze.cumulative_pruning(build(), idx, targets, "lest", ratios=torch.ones(3))

@@ -1,6 +1,7 @@
 """downstream.py: choices and minimal pairs against models that score one token at a time."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -177,3 +178,30 @@ def test_sentences_are_scored_by_all_their_tokens_after_end_of_text(toggle):
 def test_one_paradigm_has_no_error():
     result = minimal_pairs(Unigram({0: 0.5}), [pair("one", "a", "b")], encode, END_OF_TEXT)
     assert (result["accuracy"], result["standard_error"]) == (1, None)
+
+
+@pytest.mark.parametrize(
+    "context, choice, wanted",
+    [
+        ("The answer is ", "Paris", ("The answer is", " Paris")),
+        ("The answer is", " Paris", ("The answer is", " Paris")),
+        ("a  ", "b", ("a", "  b")),
+        ("a\n", "b", ("a\n", "b")),
+        ("  ", "b", ("", "  b")),
+    ],
+)
+def test_blanks_at_the_end_of_a_context_begin_the_choice(context, choice, wanted):
+    assert downstream.at_a_word(context, choice) == wanted
+
+
+def test_a_trailing_blank_changes_no_tokens_that_are_scored():
+    """A tokenizer whose tokens are words with the blank before them, as GPT-2's are."""
+
+    def encode(text):
+        words = re.findall(r" ?[a-z]+| ", text)
+        return [sum(map(ord, word)) % 20 for word in words]
+
+    model = build()
+    items = [{"context": "one two", "choices": [" three", " four", " five six"], "answer": 1}] * 2
+    blank = [{"context": "one two ", "choices": ["three", "four", "five six"], "answer": 1}] * 2
+    assert choice_accuracy(model, items, encode) == choice_accuracy(model, blank, encode)
