@@ -199,7 +199,7 @@ def test_a_trailing_blank_changes_no_tokens_that_are_scored():
 
     def encode(text):
         words = re.findall(r" ?[a-z]+| ", text)
-        return [sum(map(ord, word)) % 20 for word in words]
+        return [sum(map(ord, word)) % VOCABULARY for word in words]
 
     model = build()
     items = [{"context": "one two", "choices": [" three", " four", " five six"], "answer": 1}] * 2
