@@ -12,10 +12,11 @@ Every score is a function of a model and token ids that a student can call:
     idx, targets = held_out_sequences(config, model.config, n_sequences=16)
     ratios = prune_ratios(model, idx, targets)
 
-Notation: h_l is the residual stream after block l (h_0 the embeddings), delta_l = h_{l+1} - h_l
-what the block between them adds, L(M) the mean cross-entropy. L is the number of blocks, C the
-width of the stream. An intervention is a list of blocks, run from the cached state at the first
-changed one; the model itself is never touched.
+Notation: h_l is the residual stream after l blocks, h_0 the embeddings. Blocks are numbered from 0,
+as in model.blocks: block l takes h_l to h_{l+1} and adds delta_l = h_{l+1} - h_l (figures count
+them from 1). L(M) is the mean cross-entropy, L alone the number of blocks, C the stream's width. An
+intervention is a list of blocks, run from the cached state at the first changed one; the model
+itself is never touched.
 """
 
 import argparse

@@ -136,9 +136,9 @@ def train_in(folder, point, bar_position):
     tokens = {split: load_tokens(config.dataset, split, model_config) for split in ("train", "val")}
     hardware = choose_hardware(config)
     model, optimizer = build_training(model_config, config, hardware)
-    log, seconds = begin(folder, model, optimizer, tokens["val"], config)
+    log, seconds = resume_or_start(folder, model, optimizer, tokens["val"], config)
     update = make_update(model, optimizer, tokens["train"], config, hardware)
-    began = time.perf_counter() - seconds
+    began = time.perf_counter() - seconds  # as if there had been no stop
     diverged = not is_finite(log[-1])
     lines = run_steps(update, model, log, tokens["val"], config, folder.name, bar_position)
     for line in [] if diverged else lines:
@@ -248,7 +248,7 @@ def run_steps(update, model, log, val_tokens, config, name, bar_position):
             last_step, last_time = step, time.perf_counter()
 
 
-def begin(folder, model, optimizer, val_tokens, config):
+def resume_or_start(folder, model, optimizer, val_tokens, config):
     """The log so far and the seconds it took: with a checkpoint, which is loaded, up to its step;
     without one, the evaluation before the first step. Raises BadInput where the checkpoint is
     damaged, another run's, or ahead of the log."""
@@ -445,7 +445,7 @@ def choose_hardware(config):
         local_rank = from_environment("LOCAL_RANK", 0)  # torchrun's
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device  # only an allocation shows that it is there
     except (RuntimeError, AssertionError) as error:
         why = reason(error).split(". ")[0][:100]
         raise BadInput(f"device = {config.device} cannot be used here ({why})") from None
@@ -455,7 +455,8 @@ def choose_hardware(config):
         dtype = torch.bfloat16 if has_bf16 else torch.float32
     else:
         dtype = getattr(torch, config.dtype)
-    lacking = [name for name, has in (("bfloat16", has_bf16), ("Triton", has_triton())) if not has]
+    features = {"bfloat16": has_bf16, "Triton": has_triton()}
+    lacking = [feature for feature, is_there in features.items() if not is_there]
     note = ""
     if on_gpu and lacking:
         note = f"this GPU has no {' and no '.join(lacking)}: training works, only slower"

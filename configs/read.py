@@ -229,9 +229,14 @@ def split_labels(point, path):
     return options, labels
 
 
+def as_text(value):
+    """A value as it stands in names: 0.003 and not 0.0030000000000000001."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def run_name(labels, varied):
     """{"name": "full"} and {"seed": 0, "min_lr": 1e-4} -> "full,seed=0,min_lr=0.0001"."""
     parts = [labels["name"]] if "name" in labels else []
     for key, value in varied.items():
-        parts.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}")
+        parts.append(f"{key}={as_text(value)}")
     return ",".join(parts) or "run"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from configs.read import OPTIONS, WHERE_NOT_WHAT, build_configs, check_option
+from configs.read import OPTIONS, WHERE_NOT_WHAT, as_text, build_configs, check_option
 from data.files import (
     BadInput,
     Number,
@@ -37,6 +37,7 @@ from data.files import (
 from model import GPT
 from results.scores import derived
 
+DEFAULTS = {name: field.default for name, field in OPTIONS.items()}
 DIGITS = 6  # of a measured number, once it is published
 MATRICES = ("causal_matrix", "permutation_matrix", "angular_distance")  # half of a file
 MATRIX_DIGITS = 3
@@ -187,6 +188,7 @@ def finished(folder, identity):
         return False
     was = {"code": identity["code"], **read_json(path, dict)}
     not_compared = {*WHERE_NOT_WHAT, "sweep", "code"}
+    was = {**DEFAULTS, **was}  # an option that did not exist yet was at its default
     changed = [
         f"{name} was {was.get(name)}, now {value}"
         for name, value in identity.items()
@@ -206,11 +208,6 @@ def finished(folder, identity):
 
 
 # All runs of a sweep -----------------------------------------------------------------------------
-
-
-def as_text(value):
-    """A value as it stands in names: 0.003 and not 0.0030000000000000001."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass
@@ -274,10 +271,12 @@ def sweep_from_name(name, places):
 
 
 def completed(runs):
-    """The runs; older ones are told what their sweep varies, which config.json did not yet say, and
-    are given those scores that follow from what their analysis.json holds."""
+    """The runs; older ones are told what their sweep varies, which config.json did not yet say, are
+    given the defaults of options that did not exist yet, and those scores that follow from what
+    their analysis.json holds."""
     places = {}
     for run in runs:
+        run.config = {**DEFAULTS, **run.config}
         if "sweep" not in run.config:
             run.config = {**run.config, "sweep": sweep_from_name(run.name, places)}
         if run.analysis is not None:

@@ -6,10 +6,9 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from configs.read import TrainConfig
+from configs.read import TrainConfig, as_text
 from data.files import BadInput, write_json
 from model import GPT, GPTConfig
-from results import runs
 from results.runs import Run, finished, load_run, publish_runs, read_log, read_runs, restore_runs
 from results.scores import use_of_depth
 
@@ -404,7 +403,7 @@ def test_a_run_by_other_code_is_refused_and_an_older_one_accepted(tmp_path):
 
 @pytest.mark.parametrize("number, shown", [(8, "8"), (0.003, "0.003"), (1e-5, "1e-05"), ("a", "a")])
 def test_values_are_shown_as_in_names(number, shown):
-    assert runs.as_text(number) == shown
+    assert as_text(number) == shown
 
 
 def test_older_runs_are_given_the_scores_that_follow_from_theirs(tmp_path):
@@ -419,3 +418,18 @@ def test_scores_of_another_number_of_blocks_are_refused(tmp_path):
     write_folder(tmp_path / "run", run(analysis=analysis(prune_ratios=[1.5])))
     with pytest.raises(BadInput, match="prune_ratios has 1 entries, where 2 belong"):
         read_runs(tmp_path)
+
+
+# A toggle of one's own ---------------------------------------------------------------------------
+
+
+def test_runs_from_before_an_option_existed_had_its_default(tmp_path, monkeypatch):
+    """As when a reader adds a toggle to GPTConfig: published runs and finished ones stay readable,
+    and a sweep that mixes them with new ones knows what varies."""
+    older = run("run", sweep(), analysis=analysis())
+    del older.config["layer_norm_scaling"]
+    write_folder(tmp_path / "out/run", older)
+    assert read_runs(tmp_path / "out")[0].config["layer_norm_scaling"] is False
+    assert finished(tmp_path / "out/run", config_of(sweep()))
+    with pytest.raises(BadInput, match="layer_norm_scaling was False, now True"):
+        finished(tmp_path / "out/run", config_of(sweep(), layer_norm_scaling=True))
