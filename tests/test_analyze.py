@@ -229,7 +229,11 @@ def test_linear_ratios_replace_a_block_by_its_least_squares_map(toggle, transpos
     whole = loss_through(model, model.blocks, idx, targets)
     for layer in range(LAYERS):
         W, b = least_squares(model, fit_idx, layer)
-        stand_in = analyze.linear_block(W.T if transposed else W, b)
+        installed = W.T if transposed else W
+
+        def stand_in(h, W=installed, b=b):
+            return h @ W.T + b
+
         functions = [*model.blocks[:layer], stand_in, *model.blocks[layer + 1 :]]
         expected = loss_through(model, functions, idx, targets) / whole
         assert ratios[layer].item() == close(expected)
@@ -612,7 +616,15 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
     )
     assert analysis["linear_ratios"]["held_out"] == pytest.approx(ratios.tolist(), rel=1e-5)
     assert analysis["usefulness"]["held_out"] == scores.usefulness(ratios)
+    assert analysis["n_eff"] == pytest.approx(scores.effective_depth(ratios), rel=1e-4)
+    fit_idx, fit_targets = data(3, 1)
+    maps = analyze.fit_linear_maps(model, fit_idx)
+    same = analyze.linear_ratios(model, maps, fit_idx, fit_targets)
+    assert analysis["linear_ratios"]["same"] == pytest.approx(same.tolist(), rel=1e-5)
     assert analysis["causal"] == pytest.approx(scores.pair_mean(analyze.causal_matrix(model, idx)))
+    permutation = analyze.permutation_matrix(model, idx, targets)
+    assert analysis["permutation"] == pytest.approx(scores.pair_mean(permutation), rel=1e-4)
+    assert np.array(analysis["permutation_matrix"]) == pytest.approx(permutation.numpy(), rel=1e-4)
 
 
 # A run that was scored ---------------------------------------------------------------------------
