@@ -142,9 +142,9 @@ def sums(*shape, device):
 @torch.no_grad()
 def stream_by_token(model, idx):
     """What blocks do to the stream at every token of idx (N, T), {name: (N, T, L)}, float64 on the
-    CPU: the variance over features of "residual" (h_0 .. h_L: L + 1 of them), and of what comes out
-    of "attention" and "mlp"; (part, "size") and (part, "cosine") of the part's update and of the
-    stream that it is added to, their norms' ratio and the cosine between them, part being
+    CPU: the variance over features of "residual" (h_0 .. h_L: L + 1 of them), and of what
+    "attention" and "mlp" add to it; (part, "size") and (part, "cosine") of the part's update and
+    of the stream that it is added to, their norms' ratio and the cosine between them, part being
     "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians."""
     pieces = {}
     for (rows,) in chunks(model, idx):
@@ -178,7 +178,7 @@ def block_by_token(h, parts):
 
 
 def layer_variance(model, idx):
-    """{"residual": of h_0 .. h_L, "attention": of each branch's output, "mlp": the same}: variance
+    """{"residual": of h_0 .. h_L, "attention": of what this branch adds, "mlp": the same}: variance
     over features, mean over tokens. Both branches before the residual addition, also for experts
     (the published code takes those after). Beside the mean over tokens that of "residual" has its
     "median", and its mean "without_first", where a few positions, or the first, may stand out."""

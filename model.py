@@ -5,8 +5,8 @@
 
 The toggles are the sources of sparsity of "When Does Sparsity Mitigate the Curse of Depth in LLMs"
 (arXiv 2603.15389): shared keys and values (n_kv_head), experts (n_expert), masks (attention) and
-weight decay (GPT.parameter_groups); beside them two published remedies, layer_norm_scaling and
-scaled_residual_init.
+weight decay (GPT.parameter_groups); beside them published remedies of other kinds, from
+layer_norm_scaling to complete_p.
 
 From top to bottom: options, masks, layers, the model, refusals. Everything here is the definition,
 and nothing here needs fast.py, which computes the same numbers faster on a GPU; some methods are
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 INIT_STD = 0.02  # every matrix and embedding, as in the paper
 NORM_EPS = 1e-6
 ROTARY_BASE = 10000.0
+COMPLETE_P_DEPTH = 4  # L_base, the depth at which complete_p changes nothing
 
 
 @dataclass
@@ -52,6 +53,9 @@ class GPTConfig:
     router_z_loss: float = 0.001  # weight of the loss that keeps router logits small
     layer_norm_scaling: bool = False  # multiply block l's norms by 1/sqrt(l) (arXiv 2502.05795)
     scaled_residual_init: bool = False  # GPT-2: shrink both output projections by sqrt(2 n_layer)
+    embedding_norm: bool = False  # begin the stream at E / rms(E), with no weight
+    peri_ln: bool = False  # a second norm, with a gain, on what each branch adds (arXiv 2502.02732)
+    complete_p: bool = False  # add 4 / n_layer of a branch; Adam's eps alike (arXiv 2505.01618)
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
@@ -273,18 +277,30 @@ class MoE(nn.Module):
         return y if self.shared is None else y + self.shared(x)
 
 
+def branch_factor(config):
+    """CompleteP with exponent 1 (arXiv 2505.01618): L branches together move the stream as far as
+    L_base do, so one learning rate serves every depth. 1.0 where it is off."""
+    return COMPLETE_P_DEPTH / config.n_layer if config.complete_p else 1.0
+
+
 class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the outer norms are Peri-LN's and the factor
+    CompleteP's: where these are off, they change no bit."""
+
     def __init__(self, config, layer):
         super().__init__()
         scale = layer**-0.5 if config.layer_norm_scaling else 1.0
         self.attention_norm = RMSNorm(config.n_embd, scale)
         self.attention = CausalSelfAttention(config)
+        self.attention_outer_norm = RMSNorm(config.n_embd) if config.peri_ln else nn.Identity()
         self.mlp_norm = RMSNorm(config.n_embd, scale)
         self.mlp = MoE(config) if config.n_expert else MLP(config.n_embd, config.mlp_hidden)
+        self.mlp_outer_norm = RMSNorm(config.n_embd) if config.peri_ln else nn.Identity()
+        self.factor = branch_factor(config)
 
     def forward(self, x):
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.factor * self.attention_outer_norm(self.attention(self.attention_norm(x)))
+        return x + self.factor * self.mlp_outer_norm(self.mlp(self.mlp_norm(x)))
 
 
 # The model ---------------------------------------------------------------------------------------
@@ -321,7 +337,10 @@ class GPT(nn.Module):
 
     def embed(self, idx):
         """Token ids (B, T) -> h_0, the residual stream before the first block (B, T, C)."""
-        return self.embedding(idx).to(self.compute_dtype or self.embedding.weight.dtype)
+        h = self.embedding(idx)
+        if self.config.embedding_norm:
+            h = F.rms_norm(h, h.shape[-1:], eps=NORM_EPS)
+        return h.to(self.compute_dtype or h.dtype)
 
     def read_out(self, h):
         """Residual stream (B, T, C) -> logits (B, T, vocab_size)."""
@@ -358,14 +377,21 @@ class GPT(nn.Module):
             block.mlp.router_loss = None
         return torch.stack(losses).mean()
 
-    def parameter_groups(self, weight_decay):
-        """AdamW's groups: matrices and embeddings decay, norms do not (the paper's rule)."""
-        matrices = [p for p in self.parameters() if p.dim() >= 2]
-        vectors = [p for p in self.parameters() if p.dim() < 2]
-        return [
-            {"params": matrices, "weight_decay": weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+    def parameter_groups(self, weight_decay, eps=1e-8):
+        """AdamW's groups: matrices and embeddings decay, norms do not (the paper's rule). CompleteP
+        makes gradients in the blocks smaller by its factor, hence Adam's eps there, too."""
+        parts = [(list(self.parameters()), eps)]
+        if self.config.complete_p:
+            inside = list(self.blocks.parameters())
+            outside = [p for p in self.parameters() if p not in set(inside)]
+            parts = [(outside, eps), (inside, eps * branch_factor(self.config))]
+        groups = []
+        for parameters, its_eps in parts:
+            matrices = [p for p in parameters if p.dim() >= 2]
+            vectors = [p for p in parameters if p.dim() < 2]
+            groups.append({"params": matrices, "weight_decay": weight_decay, "eps": its_eps})
+            groups.append({"params": vectors, "weight_decay": 0.0, "eps": its_eps})
+        return groups
 
     def count_parameters(self, active=False):
         """All parameters, embeddings too; active: without experts that a token is not sent to."""

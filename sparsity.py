@@ -21,7 +21,16 @@ from tqdm import tqdm
 
 from data.files import or_one_sentence, write_json
 from data.read import held_out_sequences
-from model import GPT, INIT_STD, ROTARY_BASE, GPTConfig, mask_density, visible
+from model import (
+    GPT,
+    INIT_STD,
+    NORM_EPS,
+    ROTARY_BASE,
+    GPTConfig,
+    branch_factor,
+    mask_density,
+    visible,
+)
 from results.claims import judge
 from results.figures import masks_figure, save_figure, theory_figure
 from results.runs import load_run
@@ -152,7 +161,8 @@ def densities(model, idx):
 # stream are exchangeable and every branch is uncorrelated with the stream it is added to:
 # covariances simply add. With c[q, k] the covariance of the stream at positions q and k, RMSNorm
 # hands on r = c / sqrt(c[q, q] c[k, k]), and a matrix of fan-in n makes n * s2 * r of it. A weight
-# kept with probability p (else zero) turns s2 into p * s2.
+# kept with probability p (else zero) turns s2 into p * s2. A norm on the embedding, or on what a
+# branch adds (Peri-LN), leaves every token a variance of 1, and correlations as they are.
 
 GRID = torch.linspace(-9, 9, 20001, dtype=torch.float64)  # for integrals over a standard Gaussian
 EQUAL = 1 - 1e-9  # correlations above: the same token
@@ -425,7 +435,8 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
     a tenth of the sequences' own differences (0.3 % for 96 sequences of books that differ by 5 %),
     but for topk, which picks equal tokens together, a mean of squares, up to 15 %. So of topk
     a few sequences, FEW_SEQUENCES, are followed one by one, too, and give what the mean loses.
-    Layer-norm scaling divides a block's inputs, hence its s2, by its number."""
+    Layer-norm scaling divides a block's inputs, hence its s2, by its number. An embedding norm
+    leaves h_0 a variance of 1."""
     idx = idx.reshape(-1, idx.shape[-1])
     s2 = [
         keep * std**2 / (l if config.layer_norm_scaling else 1)
@@ -435,7 +446,10 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
 
     def curve(rows):
         equal = sum((row[:, None] == row[None, :]).double() for row in rows) / len(rows)
-        return np.array(variance_curve(config, std**2 * equal, keep * std**2, s2, statistics))
+        covariance = std**2 * equal
+        if config.embedding_norm:
+            covariance = behind_norm(covariance)
+        return np.array(variance_curve(config, covariance, keep * std**2, s2, statistics))
 
     if config.attention != "topk":
         return curve(idx).tolist()
@@ -447,24 +461,41 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
 def variance_curve(config, covariance, s2, s2_in, statistics):
     """[h_0, ..., h_L] from the covariance (T, T) of h_0: c_l = c_0 + sum of attention_branch and
     feed_forward_branch, each from the correlations before it. s2 is of all blocks' weights, s2_in
-    of each block's after layer-norm scaling; scaled_residual_init divides s2_output."""
+    of each block's after layer-norm scaling; scaled_residual_init divides s2_output; and what
+    reaches the stream is as_added."""
     s2_out = s2 / (2 * config.n_layer) if config.scaled_residual_init else s2
     probability = attention_probability(config, len(covariance))
     variance = [covariance.diagonal().mean().item()]
     for each in s2_in:
         correlation = normalised(covariance)
-        covariance = covariance + attention_branch(
+        branch = attention_branch(
             config.n_embd, each, s2_out, probability, correlation, statistics[each]
         )
+        covariance = covariance + as_added(config, branch)
         correlation = normalised(covariance)
-        covariance = covariance + feed_forward_branch(config, each, s2_out, correlation)
+        branch = feed_forward_branch(config, each, s2_out, correlation)
+        covariance = covariance + as_added(config, branch)
         variance.append(covariance.diagonal().mean().item())
     return variance
 
 
-def normalised(covariance):
+def as_added(config, branch):
+    """What a branch's covariance (T, T) adds to the stream's: Peri-LN makes each variance 1, and
+    CompleteP multiplies by (L_base / L)^2."""
+    if config.peri_ln:
+        branch = behind_norm(branch)
+    return branch_factor(config) ** 2 * branch
+
+
+def behind_norm(covariance):
+    """The covariance (T, T) of x / rms(x). A variance v becomes v / (v + eps): 1, but for branches
+    so weak, such as unnormalised experts, that the norm's eps counts."""
+    return normalised(covariance, NORM_EPS)
+
+
+def normalised(covariance, eps=0.0):
     """Covariance (T, T) -> correlation (T, T)."""
-    scale = covariance.diagonal().rsqrt()
+    scale = (covariance.diagonal() + eps).rsqrt()
     return covariance * scale[:, None] * scale[None, :]
 
 
@@ -483,6 +514,10 @@ THEORY_CASES = {  # name: model options, and the share of weights that is kept
     "2 of 16 and 1 shared": ({**TOP_2_OF_16, "n_shared_expert": 1}, 1.0),
     "layer-norm scaling": ({"layer_norm_scaling": True}, 1.0),
     "scaled init": ({"scaled_residual_init": True}, 1.0),
+    "embedding norm": ({"embedding_norm": True}, 1.0),
+    "Peri-LN": ({"peri_ln": True}, 1.0),
+    "Peri-LN, embedding norm": ({"peri_ln": True, "embedding_norm": True}, 1.0),
+    "CompleteP": ({"complete_p": True}, 1.0),
 }
 LARGE_VOCABULARY = 8192  # so that few tokens of a random sequence repeat
 

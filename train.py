@@ -385,7 +385,7 @@ def mean_variance(model, tokens, offsets, batch_size):
 @torch.no_grad()
 def forward_with_variance(model, idx):
     """Run idx (B, T) through the blocks. Returns h_L (B, T, C), and the variance over features,
-    mean over tokens, of {"residual": h_0 .. h_L (L + 1 numbers), "attention": the branches' outputs
+    mean over tokens, of {"residual": h_0 .. h_L (L + 1 numbers), "attention": what the branches add
     (L), "mlp": the same (L)}."""
     h = model.embed(idx)
     variance = {"residual": [variance_of(h).mean()], "attention": [], "mlp": []}
@@ -405,14 +405,20 @@ def variance_of(h):
 
 
 def open_block(block, h):
-    """Run the stream h (B, T, C) through a block, and look inside: {"attention": what comes out of
-    this branch, "between": the stream that the other branch reads, "mlp": what comes out of that,
+    """Run the stream h (B, T, C) through a block, and look inside: {"attention": what this branch
+    adds to the stream, "between": the stream that the other branch reads, "mlp": what that adds,
     "after": the stream behind the block}, (B, T, C) each."""
     parts = {}
+
+    def keep(branch):  # a later call stands: that of Peri-LN's outer norm
+        return lambda _, x, y: parts.update({branch: block.factor * y})
+
     handles = [
-        block.attention.register_forward_hook(lambda _, x, y: parts.update(attention=y)),
+        block.attention.register_forward_hook(keep("attention")),
+        block.attention_outer_norm.register_forward_hook(keep("attention")),
         block.mlp_norm.register_forward_pre_hook(lambda _, x: parts.update(between=x[0])),
-        block.mlp.register_forward_hook(lambda _, x, y: parts.update(mlp=y)),
+        block.mlp.register_forward_hook(keep("mlp")),
+        block.mlp_outer_norm.register_forward_hook(keep("mlp")),
     ]
     try:
         parts["after"] = block(h)
@@ -518,10 +524,8 @@ def build_training(model_config, config, hardware):
             fast.make_fast(model)
         except ValueError as error:
             raise BadInput(error) from None
-    groups = model.parameter_groups(config.weight_decay)
-    optimizer = torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True
-    )
+    groups = model.parameter_groups(config.weight_decay, eps=1e-8)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
     return model, optimizer
 
 

@@ -6,6 +6,7 @@ joint_figure. Of sparsity.py's numbers: theory_figure and masks_figure; of resul
 scaling_figure. Seeds are shown by their mean and its 95 % interval. save_figure writes the PNG.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -522,8 +523,11 @@ def draw_sweep(density_axes, last, points, density_metric, style):
 def theory_figure(cases):
     """Variance at initialisation along the blocks, a panel for each case: {name: {"predicted",
     "simulated", "standard_error"}}, a number for each of h_0 .. h_L."""
-    size = (12, 8)
-    figure, axes = plt.subplots(3, 4, figsize=size, sharex=True, sharey=True, layout="constrained")
+    n_rows = math.ceil(len(cases) / 4)
+    size = (12, 2.6 * n_rows)
+    figure, axes = plt.subplots(
+        n_rows, 4, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, (name, case) in zip(axes.flat, cases.items(), strict=False):
         places = range(0, len(case["predicted"]), 4)
         mean, error = np.array(case["simulated"])[::4], np.array(case["standard_error"])[::4]

@@ -35,6 +35,9 @@ TOGGLES = {
     ),
     "layer_norm_scaling": dict(layer_norm_scaling=True),
     "scaled_residual_init": dict(scaled_residual_init=True),
+    "embedding_norm": dict(embedding_norm=True),
+    "peri_ln": dict(peri_ln=True),
+    "complete_p": dict(complete_p=True),
     "together": dict(
         n_kv_head=2,
         attention="window",
@@ -42,6 +45,19 @@ TOGGLES = {
         n_expert=4,
         expert_hidden=16,
         layer_norm_scaling=True,
+    ),
+    "remedies_together": dict(
+        n_kv_head=2,
+        attention="strided",
+        stride=3,
+        n_expert=4,
+        n_shared_expert=1,
+        expert_hidden=16,
+        layer_norm_scaling=True,
+        scaled_residual_init=True,
+        embedding_norm=True,
+        peri_ln=True,
+        complete_p=True,
     ),
 }
 each_toggle = pytest.mark.parametrize("toggle", TOGGLES.values(), ids=TOGGLES.keys())

@@ -39,10 +39,18 @@ def data(n=3, seed=0):
     return rows[:, :-1], rows[:, 1:]
 
 
+def first_state(model, row):
+    """h_0 (1, T, C) of one sequence."""
+    h = model.embedding.weight[row][None]
+    if model.config.embedding_norm:
+        h = h / (h.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+    return h
+
+
 @torch.no_grad()
 def states_of(model, row, functions=None):
     """[h_0, ..., h_L], each (1, T, C), of one sequence through any list of functions for blocks."""
-    states = [model.embedding.weight[row][None]]
+    states = [first_state(model, row)]
     for function in functions or model.blocks:
         states.append(function(states[-1]))
     return states
@@ -53,7 +61,7 @@ def loss_through(model, functions, idx, targets):
     """L(M) with any list of functions for blocks, one sequence and one position at a time."""
     total = 0.0
     for row, wanted in zip(idx, targets, strict=True):
-        h = model.embedding.weight[row][None]
+        h = first_state(model, row)
         for function in functions:
             h = function(h)
         logits = model.head(model.norm(h))[0]
@@ -262,9 +270,12 @@ def test_layer_variance_of_the_branches(toggle):
         with torch.no_grad():
             for row in idx:
                 h = states_of(model, row)[layer]
-                added = block.attention(block.attention_norm(h))
+                added = block.factor * block.attention_outer_norm(
+                    block.attention(block.attention_norm(h))
+                )
                 attention.append(added.var(dim=-1).mean().item())
-                mlp.append(block.mlp(block.mlp_norm(h + added)).var(dim=-1).mean().item())
+                added = block.mlp_outer_norm(block.mlp(block.mlp_norm(h + added)))
+                mlp.append((block.factor * added).var(dim=-1).mean().item())
         assert variance["attention"][layer].item() == pytest.approx(np.mean(attention))
         assert variance["mlp"][layer].item() == pytest.approx(np.mean(mlp))
 

@@ -139,6 +139,15 @@ def test_a_class_can_be_deleted(group, toggle):
     assert_same(plain, swapped)
 
 
+@pytest.mark.parametrize("toggle", ["peri_ln", "remedies_together"])
+def test_an_outer_norm_stays_plain_as_no_matrix_reads_it(toggle):
+    model = build(**TOGGLES[toggle])
+    fast.swap_layers(model)
+    for block in model.blocks:
+        assert type(block.mlp_norm) is fast.FoldedNorm
+        assert type(block.attention_outer_norm) is type(block.mlp_outer_norm) is RMSNorm
+
+
 def test_experts_that_grouped_products_cannot_take_stay_plain():
     plain = build(large_weights=True, **{**TOGGLES["moe"], "expert_hidden": 12})
     swapped = deepcopy(plain)
@@ -395,8 +404,12 @@ def compiler():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [{}, dict(n_kv_head=1, attention="strided", stride=3, layer_norm_scaling=True)],
-    ids=["plain", "toggled"],
+    [
+        {},
+        dict(n_kv_head=1, attention="strided", stride=3, layer_norm_scaling=True),
+        dict(embedding_norm=True, peri_ln=True, complete_p=True),
+    ],
+    ids=["plain", "toggled", "remedies"],
 )
 def test_a_compiled_model_equals_the_plain_one(options, compiler):
     """In fp32 on the CPU. SMALL's heads are too narrow for FlexAttention, which has no backward
@@ -409,7 +422,11 @@ def test_a_compiled_model_equals_the_plain_one(options, compiler):
     assert torch.allclose(compiled(shorter)[0], plain(shorter)[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("toggle", ["plain", "moe", "moe_shared", "layer_norm_scaling", "gqa"])
+ONE_COMPILATION = ["plain", "moe", "moe_shared", "layer_norm_scaling", "gqa"]
+ONE_COMPILATION += ["embedding_norm", "peri_ln", "complete_p", "remedies_together"]
+
+
+@pytest.mark.parametrize("toggle", ONE_COMPILATION)
 def test_all_blocks_share_one_compilation(toggle):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -496,7 +513,11 @@ def test_block_masks_skip_work(options):
 
 @needs_gpu
 @pytest.mark.parametrize(
-    "name", ["plain", "gqa", "window", "strided", "topk", "layer_norm_scaling"]
+    "name",
+    [
+        *("plain", "gqa", "window", "strided", "topk"),
+        *("layer_norm_scaling", "embedding_norm", "peri_ln", "complete_p"),
+    ],
 )
 def test_compiled_blocks_for_the_instruments_equal_plain_ones(name):
     model, idx = on_gpu(name, None).eval(), random_tokens(4, 256)

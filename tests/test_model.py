@@ -1,5 +1,6 @@
 """model.py against slow, obvious references: loops over positions, heads and experts."""
 
+import itertools
 import math
 
 import pytest
@@ -278,6 +279,54 @@ def test_everything_off_is_the_pre_ln_transformer_bit_for_bit(large_weights):
     assert torch.equal(model(idx)[0], pre_ln_logits(model, idx))
 
 
+REMEDIES = ("embedding_norm", "peri_ln", "complete_p")
+
+
+def remedied_logits(model, idx, embedding_norm, peri_ln, complete_p):
+    """The whole model once more, with the remedies from their formulas."""
+
+    def norm(x, gain=1.0):
+        return x / (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * gain
+
+    def added(branch, outer_norm):
+        branch = norm(branch, outer_norm.weight) if peri_ln else branch
+        return 4 / len(model.blocks) * branch if complete_p else branch
+
+    h = model.embedding.weight[idx]
+    if embedding_norm:
+        h = norm(h)
+    for block in model.blocks:
+        branch = block.attention(norm(h, block.attention_norm.weight))
+        h = h + added(branch, block.attention_outer_norm)
+        branch = block.mlp(norm(h, block.mlp_norm.weight))
+        h = h + added(branch, block.mlp_outer_norm)
+    return norm(h, model.norm.weight) @ model.head.weight.T
+
+
+@pytest.mark.parametrize("n_layer", [3, 8])
+@pytest.mark.parametrize("on", list(itertools.product([False, True], repeat=3)))
+@torch.no_grad()
+def test_remedies_alone_and_together_equal_their_formulas(on, n_layer):
+    options = dict(zip(REMEDIES, on, strict=True))
+    model = build(large_weights=True, n_layer=n_layer, **options).double()
+    assert torch.allclose(model(tokens())[0], remedied_logits(model, tokens(), *on), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_remedies_leave_names_and_first_weights_as_they_are(name):
+    plain, remedied = build().state_dict(), build(**{name: True}).state_dict()
+    assert all(torch.equal(remedied.pop(weight), plain[weight]) for weight in plain)
+    outer_norms = {
+        f"blocks.{l}.{branch}_outer_norm.weight" for l in (0, 1) for branch in ("attention", "mlp")
+    }
+    assert set(remedied) == (outer_norms if name == "peri_ln" else set())
+
+
+def test_complete_p_changes_nothing_at_its_base_depth():
+    plain, remedied = build(n_layer=4), build(n_layer=4, complete_p=True)
+    assert torch.equal(plain(tokens())[0], remedied(tokens())[0])
+
+
 @pytest.mark.parametrize("mask", ["window", "strided", "topk"])
 def test_masks_that_hide_nothing_change_nothing(mask):
     length_option = {"window": "window", "strided": "stride", "topk": "topk"}[mask]
@@ -357,6 +406,21 @@ def test_weight_decay_takes_matrices_and_embeddings_but_no_norm():
     norms = {name for name in names.values() if "norm" in name}
     assert {names[id(p)] for p in spared["params"]} == norms
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+@pytest.mark.parametrize("n_layer", [2, 8])
+def test_complete_p_shrinks_the_blocks_eps_alone(n_layer):
+    """Each parameter by its name; the rule of decay stays."""
+    model = build(n_layer=n_layer, complete_p=True, peri_ln=True, **TOGGLES["moe_shared"])
+    names, seen = {id(p): name for name, p in model.named_parameters()}, []
+    for group in model.parameter_groups(0.1, eps=1e-6):
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            factor = 4 / n_layer if name.startswith("blocks.") else 1
+            assert group["eps"] == pytest.approx(1e-6 * factor), name
+            assert group["weight_decay"] == (0.0 if "norm" in name else 0.1), name
+            seen.append(name)
+    assert sorted(seen) == sorted(names.values())
 
 
 def test_initialisation():

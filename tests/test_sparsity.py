@@ -13,6 +13,7 @@ import analyze
 import sparsity
 from conftest import TOGGLES, build, tokens
 from model import GPT, MLP, CausalSelfAttention, GPTConfig, MoE
+from train import forward_with_variance
 
 # Weights -----------------------------------------------------------------------------------------
 
@@ -313,7 +314,8 @@ def test_theory_agrees_with_the_real_model_within_five_percent(case):
     error = simulated.std(dim=0) / 4
     assert ((predicted - simulated.mean(dim=0)).abs() < 0.05 * predicted + 2 * error).all()
     assert (error / predicted).max() < 0.06  # or the line above could not fail
-    assert predicted[-1] / predicted[0] > 1.5  # there was a growth to predict
+    # There was a growth to predict: a normed embedding's is what_branches_add's.
+    assert predicted[-1] / predicted[0] > 1.5 or case == "embedding norm"
 
 
 # Within 5 % of Monte Carlo: a few always, a broad grid with -m slow -----------------------------
@@ -456,9 +458,28 @@ STACKS = {  # options, share of the weights kept
         1.0,
     ),
     "8 of 64 experts": (dict(n_expert=64, n_expert_active=8), 1.0),
+    "Peri-LN": (dict(peri_ln=True), 1.0),
+    "Peri-LN, half the weights": (dict(peri_ln=True), 0.5),
+    "Peri-LN, 2 of 16 experts": (dict(peri_ln=True, n_expert=16), 1.0),
+    "Peri-LN, top-8 keys": (dict(peri_ln=True, attention="topk", topk=8), 1.0),
+    "Peri-LN, layer-norm scaling": (dict(peri_ln=True, layer_norm_scaling=True), 1.0),
+    "Peri-LN, embedding norm": (dict(peri_ln=True, embedding_norm=True), 1.0),
+    "CompleteP": (dict(complete_p=True), 1.0),
+    "CompleteP, 2 of 16 experts": (dict(complete_p=True, n_expert=16), 1.0),
+    "all three": (
+        dict(peri_ln=True, embedding_norm=True, complete_p=True, attention="window", window=8),
+        1.0,
+    ),
 }
 WIDTHS = {64: (4, 300), 256: (4, 120), 1024: (2, 32), 2048: (1, 24)}  # blocks, seeds
-FEW_STACKS = [(64, "one key"), (1024, "one key"), (64, "1 of 2 experts")]
+FEW_STACKS = [
+    (64, "one key"),
+    (1024, "one key"),
+    (64, "1 of 2 experts"),
+    (64, "Peri-LN, 2 of 16 experts"),
+    (64, "CompleteP"),
+    (256, "all three"),
+]
 ALL_STACKS = [
     (width, name)
     for width in WIDTHS
@@ -479,6 +500,44 @@ def test_stacks_of_every_width(width, name):
     idx = torch.arange(T)
     predicted = sparsity.predict_variance(config, idx, keep)
     assert_within_five_percent(predicted, sparsity.simulate_variance(config, idx, keep, n_seeds))
+
+
+NORMED = {
+    "dense": {},
+    "one key": dict(attention="window", window=1),
+    "top-8 keys": dict(attention="topk", topk=8),
+    "2 of 4 experts": dict(n_expert=4),
+    "CompleteP": dict(complete_p=True),
+    "Peri-LN": dict(peri_ln=True),
+    "layer-norm scaling": dict(layer_norm_scaling=True),
+}
+FEW_NORMED = [(64, "dense"), (64, "CompleteP")]
+ALL_NORMED = [(width, name) for width in (64, 256, 1024) for name in NORMED]
+
+
+@pytest.mark.parametrize("width, name", some_and_slow(FEW_NORMED, ALL_NORMED))
+def test_what_branches_add_to_a_normed_embedding(width, name):
+    """A stream that begins at 1 hardly grows at initialisation, so its variance alone would show
+    little: here, block by block, that of what both branches add."""
+    n_layer, n_seeds = 3, max(24, 20_000 // width)
+    config = GPTConfig(
+        n_layer=n_layer,
+        n_embd=width,
+        n_head=4,
+        block_size=32,
+        vocab_size=32,
+        embedding_norm=True,
+        **NORMED[name],
+    )
+    idx, samples = torch.arange(32), []
+    for seed in range(n_seeds):
+        torch.manual_seed(seed)
+        _, variance = forward_with_variance(GPT(config).eval(), idx[None])
+        samples.append(variance["attention"] + variance["mlp"])
+        assert variance["residual"][0].item() == pytest.approx(1, rel=0.02)
+    predicted = sparsity.predict_variance(config, idx)
+    assert predicted[0] == pytest.approx(1, rel=0.005)
+    assert_within_five_percent(np.diff(predicted), torch.stack(samples))
 
 
 @pytest.mark.parametrize("options", [{}, dict(n_expert=4), dict(attention="window", window=8)])

@@ -50,9 +50,11 @@ def test_a_batch_is_the_steps_sequences_with_one_token_more():
 
 def hand_written_steps(model_config, config, tokens, n_steps):
     """AdamW, clipping and schedule from their formulas, on the whole batch at once; of experts the
-    balance is counted over each part of an accumulated batch."""
+    balance is counted over each part of an accumulated batch. CompleteP's blocks have an eps of
+    their own."""
     torch.manual_seed(config.seed)
     model = GPT(model_config)
+    in_blocks = 4 / model_config.n_layer if model_config.complete_p else 1
     first, second, losses = {}, {}, []
     for step in range(n_steps):
         offsets = read.training_offsets(config, len(tokens), model_config.block_size, step)
@@ -66,14 +68,15 @@ def hand_written_steps(model_config, config, tokens, n_steps):
         gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
         lr = train.learning_rate_at(step, config)
-        for p, g in zip(model.parameters(), gradients, strict=True):
+        for (name, p), g in zip(model.named_parameters(), gradients, strict=True):
+            eps = 1e-8 * (in_blocks if name.startswith("blocks.") else 1)
             g = g * min(1.0, config.grad_clip / (norm + 1e-6))
             m = first[p] = 0.9 * first.get(p, 0) + 0.1 * g
             v = second[p] = 0.95 * second.get(p, 0) + 0.05 * g**2
             decay = lr * config.weight_decay if p.dim() >= 2 else 0.0
             p.data.mul_(1 - decay)
             m_hat, v_hat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.95 ** (step + 1))
-            p.data.sub_(lr * m_hat / (v_hat.sqrt() + 1e-8))
+            p.data.sub_(lr * m_hat / (v_hat.sqrt() + eps))
     return model, losses
 
 
@@ -114,8 +117,9 @@ def build_update(model_config, config, tokens):
         {},
         dict(n_kv_head=1, attention="window", window=4, layer_norm_scaling=True),
         dict(n_expert=4, expert_hidden=8, load_balance_loss=1.0, router_z_loss=0.5),
+        dict(embedding_norm=True, peri_ln=True, complete_p=True),
     ],
-    ids=["plain", "toggled", "experts"],
+    ids=["plain", "toggled", "experts", "remedies"],
 )
 def test_steps_equal_hand_written_ones_however_the_batch_is_cut(project, accumulation, options):
     model_config = tiny_model(**options)
@@ -136,6 +140,20 @@ def test_steps_equal_hand_written_ones_however_the_batch_is_cut(project, accumul
     assert [update(step)[0].item() for step in range(6)] == pytest.approx(losses, rel=1e-4)
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(p, q, atol=2e-4)
+
+
+@pytest.mark.parametrize("n_layer", [1, 2])
+def test_complete_ps_eps_is_that_of_hand_written_steps(project, n_layer):
+    """Clipped to a norm of 1e-6, gradients are about as small as eps, so that it decides."""
+    model_config = tiny_model(n_layer=n_layer, complete_p=True)
+    config = TrainConfig(batch_size=4, learning_rate=1e-2, grad_clip=1e-6, device="cpu")
+    tokens = np.fromfile(project / "data/tiny/train.bin", dtype=np.uint16)
+    wanted, _ = hand_written_steps(model_config, config, tokens, 6)
+    model, update = build_update(model_config, config, tokens)
+    for step in range(6):
+        update(step)
+    for p, q in zip(model.parameters(), wanted.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
 
 
 @pytest.mark.parametrize("grad_clip", [0.0, 1e9, 0.1])
@@ -159,8 +177,9 @@ def test_the_gradient_norm_is_that_before_clipping(project, grad_clip):
         dict(attention="window", window=40),
         dict(n_expert=8, expert_hidden=128),
         dict(layer_norm_scaling=True),
+        dict(embedding_norm=True, peri_ln=True, complete_p=True),
     ],
-    ids=["plain", "gqa", "window", "moe", "layer_norm_scaling"],
+    ids=["plain", "gqa", "window", "moe", "layer_norm_scaling", "remedies"],
 )
 def test_recorded_bf16_steps_follow_plain_fp32_ones(options, accumulation):
     """fast.py whole, against everything off: a dozen steps, most of them replayed, evaluation in
@@ -469,6 +488,28 @@ def test_kill_9_at_any_moment_changes_no_number(project):
     assert n_killed >= 2
     for name in ("n_layer=1", "n_layer=2"):
         assert_same_run(run_folder(project, name), project / "whole/small" / name)
+
+
+def test_complete_ps_four_groups_resume_to_the_same_numbers(project, monkeypatch):
+    """Moments are counted over the groups in order: a run that stops at its checkpoint goes on as
+    if it had not."""
+    path = write_config(project, "complete_p = true\nperi_ln = true\nn_layer = 2\n")
+    train.main([str(path), "--out_dir=whole"])
+    plain_save = train.save_checkpoint
+
+    def save_and_stop(*arguments):
+        plain_save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save_checkpoint", save_and_stop)
+    with pytest.raises(SystemExit):
+        train.main([str(path)])
+    assert [line["step"] for line in read_log(run_folder(project))][-1] == 4
+    monkeypatch.setattr(train, "save_checkpoint", plain_save)
+    train.main([str(path)])
+    (whole,) = (project / "whole/small").iterdir()
+    (resumed,) = (project / "out/small").iterdir()
+    assert_same_run(resumed, whole)
 
 
 def test_ctrl_c_says_how_to_go_on(project):
