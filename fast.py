@@ -182,6 +182,7 @@ def fold(norm, *layers):
 
 
 def fold_norms(model):
+    """All but Peri-LN's outer norms, whose output no matrix reads."""
     for block in model.blocks:
         fold(block.attention_norm, block.attention.query_key_value)
         mlp = block.mlp

@@ -284,8 +284,8 @@ def branch_factor(config):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); the outer norms are Peri-LN's and the factor
-    CompleteP's: where these are off, they change no bit."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). The outer norms are Peri-LN's, which layer-norm
+    scaling leaves alone, the factor is CompleteP's: where these are off, they change no bit."""
 
     def __init__(self, config, layer):
         super().__init__()
@@ -382,8 +382,8 @@ class GPT(nn.Module):
         makes gradients in the blocks smaller by its factor, hence Adam's eps there, too."""
         parts = [(list(self.parameters()), eps)]
         if self.config.complete_p:
-            inside = list(self.blocks.parameters())
-            outside = [p for p in self.parameters() if p not in set(inside)]
+            inside = dict.fromkeys(self.blocks.parameters())  # a set that keeps their order
+            outside = [p for p in self.parameters() if p not in inside]
             parts = [(outside, eps), (inside, eps * branch_factor(self.config))]
         groups = []
         for parameters, its_eps in parts:
