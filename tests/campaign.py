@@ -483,13 +483,13 @@ def options_of_prepare(world, rng):
         "--archive": PATHS,
         "--shards": [any_value(rng, int)],
     }
-    source = rng.choice(["text", "text", "text", "books", "fineweb", "x", ""])
-    command = ["prepare.py", source, *rng.choices(PATHS, k=rng.randint(0, 2))]
+    source = rng.choice([*["text"] * 9, "books", "fineweb", "x", ""])
+    command = ["prepare.py", source, *rng.choices(["mine.txt"] * 8 + PATHS, k=rng.randint(0, 2))]
     return fuzz(world, "text", command + any_of(choices, rng), PREPARE)
 
 
 def any_of(choices, rng):
-    names = rng.sample(sorted(choices), rng.randint(0, 3))
+    names = rng.sample(sorted(choices), rng.choice((0, 1, 1, 2, 3)))
     return [word for name in names for word in (name, rng.choice(choices[name]))]
 
 
