@@ -31,16 +31,37 @@ from configs.read import TrainConfig
 from data import read
 from data.files import or_one_sentence, read_json, write_json
 from data.prepare import tokenizer
-from data.read import held_out_sequences, load_items, load_meta
+from data.read import (
+    held_out_sequences,
+    load_items,
+    load_meta,
+    load_tokens,
+    spread_offsets,
+    take_sequences,
+)
 from model import cross_entropy
 from results.report import report_all, report_sweep
 from results.runs import load_run, publish_runs, read_runs, restore_runs
+from results.scores import (
+    causal_changes,
+    derived,
+    effective_depth,
+    growth_of_variance,
+    jackknife,
+    mean_by_bin,
+    pair_mean,
+    position_bins,
+    ratios_of,
+    swap_changes,
+    updates_in_the_middle,
+    use_of_depth,
+    usefulness,
+)
 from sparsity import TINY, densities, predict_variance
-from train import choose_hardware, fast, forward_with_variance
+from train import choose_hardware, fast, open_block, variance_of
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
-USEFUL = 1.10  # a block is useful when its linear stand-in raises the loss by more than 10 %
 SEQUENCES = 100  # to score on, as published
 JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
 DENSITY_SEQUENCES = 16
@@ -76,23 +97,23 @@ def hidden_states(model, idx, blocks=None):
 
 @torch.no_grad()
 def intervention_losses(model, idx, targets, interventions, blocks=None):
-    """Mean cross-entropy in nats under each intervention (l, rest): h_l of `blocks` (default: the
-    model's), then the blocks in `rest`, then the read-out. idx, targets (N, T) ->
-    (len(interventions),) float64 on the CPU."""
-    total = torch.zeros(len(interventions), dtype=torch.float64, device=idx.device)
+    """Each sequence's mean cross-entropy in nats under each intervention (l, rest): h_l of `blocks`
+    (default: the model's), then the blocks in `rest`, then the read-out. idx, targets (N, T) ->
+    (N, len(interventions)), float64 on the CPU."""
+    pieces = []
     for rows, wanted in chunks(model, idx, targets):
         states = hidden_states(model, rows, blocks)
-        for i, (start, rest) in enumerate(interventions):
-            _, loss = model.read_out_with_loss(run(rest, states[start]), wanted)
-            total[i] += loss.double() * wanted.numel()
-    return (total / targets.numel()).cpu()
+        losses = [
+            model.position_losses(run(rest, states[start]), wanted).double().mean(dim=1)
+            for start, rest in interventions
+        ]
+        pieces.append(torch.stack(losses, dim=1))
+    return torch.cat(pieces).cpu()
 
 
-def loss_ratios(model, idx, targets, interventions):
-    """L(under the intervention) / L(M) for each intervention, float64 on the CPU."""
-    untouched = (len(model.blocks), [])
-    base, *losses = intervention_losses(model, idx, targets, [untouched, *interventions])
-    return torch.stack(losses) / base
+def untouched(model):
+    """The intervention that changes nothing."""
+    return len(model.blocks), []
 
 
 def sums(*shape, device):
@@ -104,17 +125,58 @@ def sums(*shape, device):
 
 
 @torch.no_grad()
+def stream_by_token(model, idx):
+    """What blocks do to the stream at every token of idx (N, T), {name: (N, T, L)}, float64 on the
+    CPU: the variance over features of "residual" (h_0 .. h_L: L + 1 of them), and of what comes out
+    of "attention" and "mlp"; (part, "size") and (part, "cosine") of the part's update and of the
+    stream that it is added to, their norms' ratio and the cosine between them, part being
+    "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians."""
+    pieces = {}
+    for (rows,) in chunks(model, idx):
+        h = model.embed(rows)
+        layers = {"residual": [variance_of(h)]}
+        for block in model.blocks:
+            parts = open_block(block, h)
+            for name, values in block_by_token(h, parts).items():
+                layers.setdefault(name, []).append(values)
+            h = parts["after"]
+        for name, values in layers.items():
+            pieces.setdefault(name, []).append(torch.stack(values, dim=-1).double().cpu())
+    return {name: torch.cat(of_name) for name, of_name in pieces.items()}
+
+
+def block_by_token(h, parts):
+    """What stream_by_token says of one block that was opened on h, {name: (B, T)}."""
+    between, after = parts["between"], parts["after"]
+    measured = {
+        "residual": variance_of(after),
+        "attention": variance_of(parts["attention"]),
+        "mlp": variance_of(parts["mlp"]),
+        "angle": F.cosine_similarity(h.double(), after.double(), dim=-1).clamp(-1, 1).arccos(),
+    }
+    updates = {"attention": (h, between), "mlp": (between, after), "block": (h, after)}
+    for part, (stream, updated) in updates.items():
+        update, stream = (updated - stream).double(), stream.double()
+        measured[part, "size"] = update.norm(dim=-1) / stream.norm(dim=-1).clamp_min(TINY)
+        measured[part, "cosine"] = F.cosine_similarity(update, stream, dim=-1)
+    return measured
+
+
 def layer_variance(model, idx):
     """{"residual": of h_0 .. h_L, "attention": of each branch's output, "mlp": the same}: variance
     over features, mean over tokens. Both branches before the residual addition, also for experts
-    (the published code takes those after)."""
-    totals = {}
-    for (rows,) in chunks(model, idx):
-        share = len(rows) / len(idx)
-        _, variance = forward_with_variance(model, rows)
-        for kind, values in variance.items():
-            totals[kind] = totals.get(kind, 0) + share * values.double().cpu()
-    return totals
+    (the published code takes those after). Beside the mean over tokens that of "residual" has its
+    "median", and its mean "without_first", where a few positions, or the first, may stand out."""
+    return variances_of(stream_by_token(model, idx))
+
+
+def variances_of(by_token):
+    """layer_variance, of what stream_by_token returned."""
+    variance = {kind: by_token[kind].mean(dim=(0, 1)) for kind in ("residual", "attention", "mlp")}
+    residual = by_token["residual"]
+    variance["median"] = residual.flatten(0, 1).median(dim=0).values
+    variance["without_first"] = residual[:, 1:].mean(dim=(0, 1))
+    return variance
 
 
 def block_jacobian(block, h):
@@ -200,48 +262,72 @@ def logit_lens(model, idx):
 
 
 @torch.no_grad()
-def causal_matrix(model, idx):
-    """C[s, l], l > s: how much what block l adds changes when block s is skipped,
-    mean_t ||delta'_l - delta_l|| / mean_t ||delta_l||; zero elsewhere. (L, L). The scalar is
-    pair_mean, zeros left out."""
-    L = len(model.blocks)
-    changed, size = sums(L, L, device=idx.device), sums(L, device=idx.device)
+def causal_norms(model, idx):
+    """For each sequence of idx (N, T), mean over its tokens: (N, L, L) ||delta'_l - delta_l||, the
+    change of what block l adds when block s is skipped, at [:, s, l > s], zero elsewhere; and
+    (N, L) ||delta_l||."""
+    L, pieces = len(model.blocks), []
     for (rows,) in chunks(model, idx):
         states = hidden_states(model, rows)
         deltas = [states[l + 1] - states[l] for l in range(L)]
-        size += torch.stack([delta.norm(dim=-1).double().sum() for delta in deltas])
+        size = torch.stack([mean_norm(delta) for delta in deltas], dim=1)
+        changed = sums(len(rows), L, L, device=idx.device)
         for s in range(L):
             h = states[s]
             for l in range(s + 1, L):
                 after = model.blocks[l](h)
-                changed[s, l] += (after - h - deltas[l]).norm(dim=-1).double().sum()
+                changed[:, s, l] = mean_norm(after - h - deltas[l])
                 h = after
-    return (changed / size.clamp_min(TINY)).cpu()
+        pieces.append((changed.cpu(), size.cpu()))
+    return tuple(torch.cat(of_all) for of_all in zip(*pieces, strict=True))
+
+
+def mean_norm(delta):
+    """(B, T, C) -> (B,): norms over features, mean over tokens."""
+    return delta.norm(dim=-1).double().mean(dim=1)
+
+
+def causal_matrix(model, idx):
+    """C[s, l], l > s: how much what block l adds changes when block s is skipped,
+    mean_t ||delta'_l - delta_l|| / mean_t ||delta_l||; zero elsewhere. (L, L). The scalar is
+    pair_mean, zeros left out."""
+    changed, size = (norms.mean(dim=0).numpy() for norms in causal_norms(model, idx))
+    return torch.from_numpy(causal_changes(changed, size))
+
+
+def swap_losses(model, idx, targets):
+    """Each sequence's loss, (N, 1 + pairs): of the model itself, then with blocks a and b > a
+    swapped, pair by pair as np.triu_indices lists them."""
+    blocks, L = list(model.blocks), len(model.blocks)
+    swaps = [
+        (a, [blocks[b], *blocks[a + 1 : b], blocks[a], *blocks[b + 1 :]])
+        for a, b in zip(*np.triu_indices(L, k=1), strict=True)
+    ]
+    return intervention_losses(model, idx, targets, [untouched(model), *swaps])
 
 
 def permutation_matrix(model, idx, targets):
     """P[a, b] = |L(blocks a and b swapped) - L(M)| / L(M), symmetric, (L, L). Scalar: pair_mean."""
-    blocks, L = list(model.blocks), len(model.blocks)
-    pairs = [(a, b) for a in range(L) for b in range(a + 1, L)]
-    swaps = [(a, [blocks[b], *blocks[a + 1 : b], blocks[a], *blocks[b + 1 :]]) for a, b in pairs]
-    base, *losses = intervention_losses(model, idx, targets, [(L, []), *swaps])
+    return of_pairs(swap_changes(swap_losses(model, idx, targets).mean(dim=0)), len(model.blocks))
+
+
+def of_pairs(values, L):
+    """The symmetric matrix (L, L) of a value for each pair, as np.triu_indices lists them."""
     matrix = torch.zeros(L, L, dtype=torch.float64)
-    for (a, b), loss in zip(pairs, losses, strict=True):
-        matrix[a, b] = matrix[b, a] = (loss - base).abs() / base
-    return matrix
+    matrix[np.triu_indices(L, k=1)] = values
+    return matrix + matrix.T
 
 
-def pair_mean(matrix):
-    """Mean over all pairs above the diagonal; None for a single layer, which has none."""
-    rows, columns = np.triu_indices(len(matrix), k=1)
-    return float(np.asarray(matrix)[rows, columns].mean()) if len(rows) else None
+def removal_losses(model, idx, targets):
+    """Each sequence's loss, (N, 1 + L): of the model itself, then without each block."""
+    blocks = list(model.blocks)
+    removals = [(l, blocks[l + 1 :]) for l in range(len(blocks))]
+    return intervention_losses(model, idx, targets, [untouched(model), *removals])
 
 
 def prune_ratios(model, idx, targets):
     """L(M without block l) / L(M) for each l, (L,)."""
-    blocks = list(model.blocks)
-    removals = [(l, blocks[l + 1 :]) for l in range(len(blocks))]
-    return loss_ratios(model, idx, targets, removals)
+    return ratios_of(removal_losses(model, idx, targets).mean(dim=0))
 
 
 def cumulative_pruning(model, idx, targets, order, ratios=None):
@@ -261,16 +347,16 @@ def cumulative_pruning(model, idx, targets, order, ratios=None):
         first = min(removed[:n], default=L)
         rest = [blocks[l] for l in range(first, L) if l not in removed[:n]]
         interventions.append((first, rest))
-    return intervention_losses(model, idx, targets, interventions)
+    return intervention_losses(model, idx, targets, interventions).mean(dim=0)
 
 
 def greedy_pruning(model, idx, targets):
     """Losses (L + 1,) as at each step the block goes whose removal hurts least."""
     kept = list(model.blocks)
-    losses = intervention_losses(model, idx, targets, [(len(kept), [])]).tolist()
+    losses = [intervention_losses(model, idx, targets, [untouched(model)]).mean().item()]
     while kept:
         removals = [(i, kept[i + 1 :]) for i in range(len(kept))]
-        tried = intervention_losses(model, idx, targets, removals, blocks=kept)
+        tried = intervention_losses(model, idx, targets, removals, blocks=kept).mean(dim=0)
         losses.append(tried.min().item())
         del kept[tried.argmin()]
     return torch.tensor(losses, dtype=torch.float64)
@@ -310,28 +396,48 @@ def linear_block(W, b):
     return lambda h: F.linear(h, W.to(h.dtype), b.to(h.dtype))
 
 
-def linear_ratios(model, maps, idx, targets, transposed=False):
-    """L(block l replaced by its linear map) / L(M) for each l, (L,); maps from fit_linear_maps on
-    other sequences (the honest way) or on idx (as published). transposed=True installs W where
-    W^T belongs, which is what the published script does (it puts lstsq's solution into
-    nn.Linear.weight as it comes)."""
-    blocks, interventions = list(model.blocks), []
+def linear_losses(model, maps, idx, targets, transposed=False):
+    """Each sequence's loss, (N, 1 + L): of the model itself, then with each block replaced by its
+    linear map. maps from fit_linear_maps on other sequences (the honest way) or on idx (as
+    published). transposed=True installs W where W^T belongs, which is what the published script
+    does (it puts lstsq's solution into nn.Linear.weight as it comes)."""
+    blocks, interventions = list(model.blocks), [untouched(model)]
     for l, (W, b) in enumerate(maps):
         stand_in = linear_block(W.T if transposed else W, b)
         interventions.append((l, [stand_in, *blocks[l + 1 :]]))
-    return loss_ratios(model, idx, targets, interventions)
+    return intervention_losses(model, idx, targets, interventions)
 
 
-def usefulness(ratios, threshold=USEFUL):
-    """The share of blocks whose linear stand-in raises the loss by more than the threshold."""
-    return (torch.as_tensor(ratios) > threshold).double().mean().item()
+def linear_ratios(model, maps, idx, targets, transposed=False):
+    """L(block l replaced by its linear map) / L(M) for each l, (L,)."""
+    return ratios_of(linear_losses(model, maps, idx, targets, transposed).mean(dim=0))
 
 
-def effective_depth(ratios):
-    """N_eff = (sum u)^2 / sum u^2 with u = max(0, ratio - 1): how many blocks share the work, with
-    no threshold."""
-    u = (torch.as_tensor(ratios, dtype=torch.float64) - 1).clamp_min(0)
-    return (u.sum() ** 2 / u.square().sum().clamp_min(TINY)).item()
+# Held-out and training text ----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def losses_by_position(model, idx, targets):
+    """Cross-entropy in nats of every target, (N, T), float64 on the CPU."""
+    losses = [
+        model.position_losses(hidden_states(model, rows)[-1], wanted).double().cpu()
+        for rows, wanted in chunks(model, idx, targets)
+    ]
+    return torch.cat(losses)
+
+
+def text_losses(model, config, split):
+    """losses_by_position in the model's whole context, on eval_tokens of train.bin or val.bin."""
+    tokens, T = load_tokens(config.dataset, split, model.config), model.config.block_size
+    offsets = spread_offsets(len(tokens), T, config.eval_tokens)
+    device = model.head.weight.device
+    return losses_by_position(model, *take_sequences(tokens, offsets, T, device))
+
+
+def passes_over_data(model, config):
+    """Tokens that the model was trained on, over those that there are in train.bin."""
+    n_trained = config.max_iters * config.sequences_per_step * model.config.block_size
+    return n_trained / load_meta(config.dataset)["tokens"]["train"]
 
 
 # Multiple choice ---------------------------------------------------------------------------------
@@ -386,7 +492,9 @@ def choice_accuracy(model, items, encode):
 
 def score_run(model, config, n_sequences, device):
     """Every score of one model, {name: numbers and lists}, on held-out sequences; the linear maps
-    are fitted on others. Leaves torch's matmul precision at "high"."""
+    are fitted on others. "standard_errors" has the names again, with the errors over sequences of
+    those that a jackknife can give: it fails for usefulness, which a threshold makes jump. Leaves
+    torch's matmul precision at "high"."""
     idx, targets = held_out_sequences(config, model.config, n_sequences, device=device)
     others = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
     # J - I is a small difference; for the rest a GPU's tf32 products will do.
@@ -395,51 +503,106 @@ def score_run(model, config, n_sequences, device):
     torch.set_float32_matmul_precision("high")
     # Hooks do not run in compiled blocks, so what needs them takes the model as it is.
     compiled = fast.with_compiled_blocks(model) if fast else model
-    return {
+    stream, stream_errors = score_stream(model, idx)
+    losses, loss_errors = score_interventions(compiled, idx, targets)
+    linear, linear_errors = score_linear_maps(compiled, idx, targets, *others)
+    analysis = {
         "sequences": len(idx),
         "length": idx.shape[1],
-        "variance": as_lists(layer_variance(model, idx)),
-        **score_interventions(compiled, idx, targets),
-        **score_linear_maps(compiled, idx, targets, *others),
+        **stream,
+        **losses,
+        **linear,
         "jacobian": as_lists(jacobian),
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
-        "predicted_variance": variance_at_initialisation(model.config, idx[0].cpu()),
+        "predicted_variance": variance_at_initialisation(model.config, idx.cpu()),
+        "standard_errors": stream_errors | loss_errors | linear_errors,
     }
+    return analysis | derived(analysis)
+
+
+def score_stream(model, idx):
+    """Entries of analysis.json, and their standard errors."""
+    by_token = stream_by_token(model, idx)
+    of_sequences = {name: values.mean(dim=1) for name, values in by_token.items()}  # (N, L)
+    entries = {"variance": as_lists(variances_of(by_token))}
+    for measure in ("size", "cosine"):
+        entries[measure] = {
+            part: of_sequences[part, measure].mean(dim=0).tolist()
+            for part in ("attention", "mlp", "block")
+        }
+
+    def last_variance(variance):
+        return {"last_layer_variance": variance[-1]}
+
+    residual, size = of_sequences["residual"], of_sequences["block", "size"]
+    _, errors = jackknife(last_variance, residual)
+    _, errors["growth"] = jackknife(growth_of_variance, residual)
+    _, errors["updates"] = jackknife(updates_in_the_middle, of_sequences["angle"], size)
+    return entries, errors
 
 
 def score_interventions(model, idx, targets):
-    causal = causal_matrix(model, idx)
-    permutation = permutation_matrix(model, idx, targets)
-    pruned = prune_ratios(model, idx, targets)
+    """Entries of analysis.json, and their standard errors."""
+    L = len(model.blocks)
+    norms, swaps = causal_norms(model, idx), swap_losses(model, idx, targets)
+    removals = removal_losses(model, idx, targets)
+    pruned = ratios_of(removals.mean(dim=0))
     curves = {
         order: cumulative_pruning(model, idx, targets, order, pruned)
         for order in ("last", "least", "greedy")
     }
-    return {
+    causal = causal_changes(*(of_sequences.mean(dim=0).numpy() for of_sequences in norms))
+    permutation = of_pairs(swap_changes(swaps.mean(dim=0)), L)
+    scores, errors = jackknife(interventions_come_to, *norms, swaps, removals)
+    _, errors["removal_use"] = jackknife(use_by_losses, removals)
+    entries = {
+        **{name: scores[name] for name in ("loss", "perplexity", "causal", "permutation")},
         "prune_ratios": pruned.tolist(),
         "cumulative": as_lists(curves),
         "causal_matrix": causal.tolist(),
-        "causal": pair_mean(causal),
         "permutation_matrix": permutation.tolist(),
-        "permutation": pair_mean(permutation),
+    }
+    return entries, errors
+
+
+def interventions_come_to(changed, size, swaps, removals):
+    """Means over sequences of what causal_norms, swap_losses and removal_losses return -> {name:
+    number or array}."""
+    changes = swap_changes(swaps)
+    return {
+        "loss": removals[0],
+        "perplexity": float(np.exp(removals[0])),
+        "causal": pair_mean(causal_changes(changed, size)),
+        "permutation": float(changes.mean()) if len(changes) else None,
+        "prune_ratios": ratios_of(removals),
     }
 
 
+def use_by_losses(losses):
+    """use_of_depth by the losses of the model itself and under one intervention a block."""
+    return use_of_depth(ratios_of(losses))
+
+
 def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
+    """Entries of analysis.json, and their standard errors, the maps taken as they are."""
     maps = fit_linear_maps(model, fit_idx)
+    losses = linear_losses(model, maps, idx, targets)
     ratios = {
-        "held_out": linear_ratios(model, maps, idx, targets),
+        "held_out": ratios_of(losses.mean(dim=0)),
         "same": linear_ratios(model, maps, fit_idx, fit_targets),
         "transposed": linear_ratios(model, maps, idx, targets, transposed=True),
     }
     n_eff = effective_depth(ratios["held_out"])
-    return {
+    entries = {
         "linear_ratios": as_lists(ratios),
         "usefulness": {fit: usefulness(values) for fit, values in ratios.items()},
         "n_eff": n_eff,
         "n_eff_share": n_eff / len(model.blocks),
     }
+    _, errors = jackknife(lambda losses: {"linear_ratios": ratios_of(losses)}, losses)
+    _, errors["linear_use"] = jackknife(use_by_losses, losses)
+    return entries, errors
 
 
 def score_similarity(model, idx):
@@ -451,9 +614,40 @@ def score_similarity(model, idx):
     }
 
 
-def variance_at_initialisation(config, ids):
-    """What log.jsonl should show at step 0; None where that ran longer sequences than this."""
-    return predict_variance(config, ids) if len(ids) == config.block_size else None
+def score_text(model, config):
+    """The entry "text" of analysis.json, and its standard errors, as if sequences were drawn one by
+    one, though some stand in one stretch of text."""
+    held_out, errors = jackknife(held_out_scores, text_losses(model, config, "val"))
+    training, training_errors = jackknife(training_scores, text_losses(model, config, "train"))
+    gap = held_out["held_out_loss"] - training["training_loss"]
+    bins = position_bins(model.config.block_size)
+    entry = {
+        "tokens": config.eval_tokens,
+        "passes": passes_over_data(model, config),
+        "gap": gap,
+        "positions_read": [(first + 1 + behind) / 2 for first, behind in bins],
+        **held_out,
+        **training,
+    }
+    errors |= training_errors
+    if {"held_out_loss", "training_loss"} <= errors.keys():
+        errors["gap"] = math.hypot(errors["held_out_loss"], errors["training_loss"])
+    return entry, errors
+
+
+def held_out_scores(losses):
+    """Of mean losses by position, (T,)."""
+    return {"held_out_loss": float(losses.mean()), "by_position": mean_by_bin(losses)}
+
+
+def training_scores(losses):
+    return {"training_loss": float(losses.mean())}
+
+
+def variance_at_initialisation(config, idx):
+    """What log.jsonl should show at step 0, the mean over the sequences idx (N, T); None where
+    that ran longer sequences than these."""
+    return predict_variance(config, idx) if idx.shape[1] == config.block_size else None
 
 
 def as_lists(tensors):
@@ -469,6 +663,7 @@ def analyse_run(folder, n_sequences=SEQUENCES, task=None):
     started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
     model, config = load_run(folder, device)
     analysis = score_run(model, config, n_sequences, device)
+    analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
     encode = tokenizer(load_meta(config.dataset)["vocab_size"]).encode_ordinary
     choices = read.DATA / config.dataset / "choices.jsonl"
     if items := load_items(choices)[: ITEMS_PER_SEQUENCE * n_sequences]:

@@ -1,17 +1,19 @@
 """For speed alone: the layers of model.py that a GPU would rather have written another way.
 
     make_fast(model)             for training: swaps those layers in and compiles, in place
-    RecordedStep(step, ...)      for training: one step recorded as a CUDA graph, then replayed
+    recorded(step, ...)          for training: a step recorded as a CUDA graph, then replayed
     with_compiled_blocks(model)  for the instruments: a second view of a model, blocks compiled
 
 Each class computes what its parent in model.py defines, and says what it buys in a training step
-on one H100. Delete one, with what serves it alone and its line in swap_layers, or delete this file:
-all still works, slower by that much. Weights, their names, checkpoints and results stay, as a swap
+on one H100 (results/README.md, Speed). Delete one, with what serves it alone and the line that
+calls for it (in swap_layers; of the last two in train.py and analyze.py), or delete this file: all
+still works, slower by that much. Weights, their names, checkpoints and results stay, as a swap
 changes a layer's __class__ and no more (torch's fully_shard does the same). Where a layer of
 model.py was changed, make_fast refuses to train until this file computes the same, too, or until
 training is told --compile=False.
 """
 
+import math
 from copy import copy, deepcopy
 from dataclasses import replace
 
@@ -27,11 +29,13 @@ from model import GPT, MASKS, MLP, NORM_EPS, CausalSelfAttention, Linear, MoE, R
 def make_fast(model):
     """Swap and compile, in place; for training on a GPU. Raises ValueError where the layers below
     no longer compute what model.py defines."""
-    refuse_if_different(model.config)
+    grouped_experts = model.compute_dtype == torch.bfloat16
+    refuse_if_different(model.config, grouped_experts)
     allow_many_compilations()
-    swap_layers(model, grouped_experts=model.compute_dtype == torch.bfloat16)
-    for block in model.blocks:
-        block.compile(dynamic=False)  # one compilation serves all blocks
+    swap_layers(model, grouped_experts)
+    if not loops_over_experts(model):  # else every step would bring new shapes to compile for
+        for block in model.blocks:
+            block.compile(dynamic=False)  # one compilation serves all blocks
     model.embed = torch.compile(model.embed, dynamic=False)
     plain_read_out = model.read_out_with_loss
 
@@ -52,6 +56,10 @@ def allow_many_compilations():
     torch._dynamo.config.recompile_limit = 256
 
 
+def loops_over_experts(model):
+    return any(type(block.mlp) is MoE for block in model.blocks)
+
+
 def swap_layers(model, grouped_experts=True):
     """Give the layers their classes below. grouped_experts: only a bf16 stream can have them on a
     GPU, as torch's grouped product there knows no other dtype."""
@@ -61,35 +69,93 @@ def swap_layers(model, grouped_experts=True):
     fold_norms(model)
 
 
-def refuse_if_different(config):
-    """Raises ValueError where a swapped model gives other logits than the plain one: two blocks of
-    random weights on the CPU in fp32. So an edit of model.py is never trained as if it were not."""
-    few = replace(config, n_layer=2, vocab_size=64, block_size=min(config.block_size, 32))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        plain = GPT(few).eval()
-        for parameter in plain.parameters():
-            if parameter.dim() == 1:
-                nn.init.uniform_(parameter, 0.5, 1.5)  # as a folded gain of 1 would hide
-            else:
-                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-        idx = torch.randint(few.vocab_size, (2, few.block_size))
-    swapped = deepcopy(plain)
-    swap_layers(swapped)
-    with torch.no_grad():
-        wanted, got = plain(idx)[0], swapped(idx)[0]
-    if not torch.allclose(got, wanted, atol=1e-3 * wanted.abs().max().item()):
+# The check that all this is still what model.py says ---------------------------------------------
+
+
+def refuse_if_different(config, grouped_experts=True):
+    """Raises ValueError where swapped layers do not compute what model.py defines: two blocks of
+    random weights, few tokens and narrow masks, on the CPU in fp32, in training as in evaluation.
+    So an edit of model.py that would not reach the fast layers is not trained in silence."""
+    try:
+        same = computes_the_same(few_tokens_of(config), grouped_experts)
+    except (AttributeError, TypeError, RuntimeError, ValueError):  # a layer has other parts now
+        same = False
+    if not same:
         raise ValueError(
             "fast.py does not compute what model.py defines, which was changed: train with "
             "--compile=False, or change fast.py alike"
         )
 
 
-# Norms: W (gain * x) = (W * gain) x, so the matrix after a norm can take its gain, whose
-# gradient is then a sum over the matrix's rows instead of one over all tokens. 3 % of a step.
+def few_tokens_of(config):
+    n_expert = min(config.n_expert, max(8, config.n_expert_active))
+    return replace(
+        config,
+        n_layer=2,
+        mlp_hidden=min(config.mlp_hidden, 64),
+        n_expert=n_expert,
+        expert_hidden=min(config.expert_hidden, 16),
+        vocab_size=64,
+        block_size=min(config.block_size, 32),
+        window=min(config.window, 8),
+        stride=min(config.stride, 8),
+        topk=min(config.topk, 8),
+    )
+
+
+def computes_the_same(config, grouped_experts):
+    """Do a plain model and a swapped one agree: logits in evaluation; loss, router loss and every
+    gradient in training; and attention by blocks, which no uncompiled pass takes?"""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = GPT(config)
+        for parameter in plain.parameters():
+            if parameter.dim() == 1:
+                nn.init.uniform_(parameter, 0.5, 1.5)  # as a folded gain of 1 would hide
+            else:
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        idx = torch.randint(config.vocab_size, (2, config.block_size + 1))
+        swapped = deepcopy(plain)
+        swap_layers(swapped, grouped_experts)
+        wanted, got = everything_computed(plain, idx), everything_computed(swapped, idx)
+    agree = all(near(ours, theirs) for ours, theirs in zip(got, wanted, strict=True))
+    return agree and all(blocks_agree(block.attention) for block in swapped.blocks)
+
+
+def everything_computed(model, idx):
+    inputs, targets = idx[:, :-1], idx[:, 1:]
+    with torch.no_grad():
+        logits, _ = model.eval()(inputs)
+    torch.manual_seed(1)  # where training draws numbers, both draw the same
+    _, loss = model.train()(inputs, targets)
+    loss = loss + model.take_router_loss()
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return [logits, loss.detach(), *gradients]
+
+
+def near(ours, theirs, tolerance=2e-5):
+    """To ten times fp32's rounding; two gradients that are not there are near, too."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    return bool((ours - theirs).norm() <= tolerance * theirs.norm() + 1e-9)
+
+
+def blocks_agree(attention):
+    if not hasattr(attention, "by_blocks"):
+        return True
+    D, H, T = attention.head_size, attention.config.n_head, attention.config.block_size
+    query, key, value = torch.randn(3, 2, H, T, D, generator=torch.Generator().manual_seed(2))
+    plain = super(type(attention), attention).attend(query, key, value)
+    return near(attention.by_blocks(query, key, value), plain)
+
+
+# Norms -------------------------------------------------------------------------------------------
 
 
 class FoldedNorm(RMSNorm):
+    """x / rms(x); the matrix that reads it takes the gain, W (gain * x) = (W * gain) x. The gain's
+    gradient is then a sum over the matrix's rows instead of one over all tokens. 3 % of a step."""
+
     def forward(self, x):
         return F.rms_norm(x, x.shape[-1:], None, NORM_EPS)
 
@@ -98,6 +164,8 @@ class FoldedNorm(RMSNorm):
 
 
 class FoldedLinear(Linear):
+    """The matrix that reads a FoldedNorm."""
+
     def forward(self, x):
         weight = self.weight * self.norm_before[0].gain()
         return F.linear(x, weight.to(x.dtype))
@@ -124,8 +192,7 @@ def fold_norms(model):
     fold(model.norm, model.head)
 
 
-# Masks: keys that no query of a block of queries can see are skipped. 1.8 times as fast at a window
-# of 512 in a context of 8192.
+# Masks -------------------------------------------------------------------------------------------
 
 
 def block_mask(config, device):
@@ -146,10 +213,16 @@ def block_mask(config, device):
 
 
 class BlockSparseAttention(CausalSelfAttention):
+    """Skips the blocks of keys that no query of a block of queries can see, by FlexAttention. 1.8
+    times as fast a step at a window of 512 in a context of 8192."""
+
     def attend(self, query, key, value):
         # Uncompiled, FlexAttention would build all (T, T) scores; and a mask is of one length.
-        if not torch.compiler.is_compiling() or query.shape[2] != self.config.block_size:
-            return super().attend(query, key, value)
+        if torch.compiler.is_compiling() and query.shape[2] == self.config.block_size:
+            return self.by_blocks(query, key, value)
+        return super().attend(query, key, value)
+
+    def by_blocks(self, query, key, value):
         if self.config.attention == "strided":
             far = slice(self.config.stride - 1, None, self.config.stride)
             key = torch.cat((key[:, :, far], key), dim=2)
@@ -167,11 +240,13 @@ def skip_hidden_keys(model):
             block.attention.block_mask = mask
 
 
-# Experts: rows sorted by expert, and one grouped product for all experts instead of a loop over
-# them, which a CUDA graph could not record, as it waits for the rows' numbers.
+# Experts -----------------------------------------------------------------------------------------
 
 
 class GroupedMoE(MoE):
+    """Rows sorted by expert and one grouped product for all experts, instead of a loop over them
+    that waits for each one's number of rows, which no CUDA graph can record."""
+
     norm_before = ()  # the norm whose gain was folded into the experts, if one was
 
     def choose(self, probability):
@@ -183,7 +258,7 @@ class GroupedMoE(MoE):
             experts.append(left.argmax(dim=-1, keepdim=True))
             here = position == experts[-1]
             weights.append((probability * here).sum(dim=-1, keepdim=True))
-            left = left.masked_fill(here, -torch.inf)
+            left = left.masked_fill(here, -math.inf)
         return torch.cat(weights, dim=-1), torch.cat(experts, dim=-1)
 
     def shares(self, expert):
@@ -208,7 +283,8 @@ class GroupedMoE(MoE):
 
 class Gather(torch.autograd.Function):
     """rows[index], summed over index's second dimension where it has one. `back` is the index of
-    the transpose, a gather, too: indexing's own backward would be a slow, unordered scatter."""
+    the transpose, a gather, too: indexing's own backward would be a slow, unordered scatter. Used
+    by GroupedMoE."""
 
     @staticmethod
     def forward(ctx, rows, index, back):
@@ -249,15 +325,24 @@ def group_experts(model):
             block.mlp.__class__ = GroupedMoE
 
 
-# The step: launching a step's many small kernels one by one takes longer than running them.
+# The step ----------------------------------------------------------------------------------------
+
+
+def recorded(step, model, optimizer):
+    """step(batch), recorded where it can be: on a GPU, in bf16 (all whose steps were tried), and
+    without a loop over experts."""
+    device = model.head.weight.device
+    if device.type != "cuda" or model.compute_dtype != torch.bfloat16 or loops_over_experts(model):
+        return step
+    return RecordedStep(step, optimizer, device)
 
 
 class RecordedStep:
-    """step(batch) -> tensors, recorded once as a CUDA graph and replayed; 1.2 to 1.6 times as fast
-    at widths of 256 and 128. A replay repeats what was recorded with whatever then stands in the
-    same memory, so batch and learning rates are copied there first, and what it returns is
-    overwritten by the next call. The first calls run as they are: they compile and allocate
-    whatever is lazy."""
+    """step(batch) -> tensors, recorded once as a CUDA graph and replayed, as launching a step's
+    many small kernels one by one takes longer than running them: 1.2 times as fast at a width of
+    256, 1.3 at 128. A replay repeats what was recorded with whatever then stands in the same
+    memory, so batch and learning rates are copied there first, and what it returns is overwritten
+    by the next call. The first calls run as they are, and compile and allocate what is lazy."""
 
     n_warm_up = 3
 
@@ -301,7 +386,7 @@ class RecordedStep:
                 group["lr"] = plain_rate
 
 
-# The instruments: interventions run the same block thousands of times.
+# The instruments ---------------------------------------------------------------------------------
 
 
 def with_compiled_blocks(model):
@@ -314,5 +399,5 @@ def with_compiled_blocks(model):
     compiled = copy(model)
     blocks = nn.ModuleList(torch.compile(block, dynamic=False) for block in model.blocks)
     compiled._modules = {**model._modules, "blocks": blocks}
-    compiled.read_out_with_loss = torch.compile(model.read_out_with_loss, dynamic=False)
+    compiled.position_losses = torch.compile(model.position_losses, dynamic=False)
     return compiled

@@ -317,6 +317,10 @@ class GPT(nn.Module):
         logits = self.read_out(h)
         return logits, cross_entropy(logits, targets).mean()
 
+    def position_losses(self, h, targets):
+        """Residual stream and targets (B, T) -> each position's cross-entropy in nats, (B, T)."""
+        return cross_entropy(self.read_out(h), targets)
+
     def forward(self, idx, targets=None):
         """idx, targets (B, T) -> logits (B, T, vocab_size), and the mean cross-entropy in nats,
         or None without targets. The experts' losses are apart: take_router_loss."""
@@ -333,6 +337,8 @@ class GPT(nn.Module):
         if not self.config.n_expert:
             return 0.0
         losses = [block.mlp.router_loss for block in self.blocks]
+        if None in losses:
+            raise RuntimeError("no training forward since the router loss was last taken")
         for block in self.blocks:
             block.mlp.router_loss = None
         return torch.stack(losses).mean()
@@ -396,13 +402,17 @@ def refuse(wrong, sentence):
         raise ValueError(sentence)
 
 
+def refuse_outside(name, value, least):
+    """Raises ValueError where a number is smaller, or not finite."""
+    refuse(not least <= value < math.inf, f"{name} = {value} must be finite and at least {least}")
+
+
 def refuse_impossible(config):
     """Raises ValueError, in one sentence that names the option, for a model that cannot exist."""
     may_be_0 = ("n_expert", "n_shared_expert", "load_balance_loss", "router_z_loss")
     for name, value in vars(config).items():
         if not isinstance(value, (bool, str)):
-            least = 0 if name in may_be_0 else 1
-            refuse(value < least, f"{name} = {value} must be at least {least}")
+            refuse_outside(name, value, least=0 if name in may_be_0 else 1)
 
     C, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head
     refuse(C % n_head, f"n_embd = {C} must be a multiple of n_head = {n_head}")
@@ -417,6 +427,8 @@ def refuse_impossible(config):
     refuse(n_shared and not E, f"n_shared_expert = {n_shared} needs n_expert, too")
     if E:
         refuse(K > E, f"n_expert_active = {K} must be at most n_expert = {E}")
+        alone = K == 1 and config.normalize_expert_weights  # its weight is 1: no gradient
+        refuse(alone, "normalize_expert_weights needs n_expert_active = 2 or more to learn from")
         for name, value in (("n_embd", C), ("expert_hidden", config.expert_hidden)):
             rule = "must be a multiple of 8 with experts (grouped_mm's alignment)"
             refuse(value % 8, f"{name} = {value} {rule}")

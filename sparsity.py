@@ -11,6 +11,7 @@ is dense. Functions take any model with model.py's names.
 import argparse
 import math
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from data.files import or_one_sentence, write_json
 from data.read import held_out_sequences
-from model import GPT, INIT_STD, GPTConfig, mask_density, visible
+from model import GPT, INIT_STD, ROTARY_BASE, GPTConfig, mask_density, visible
 from results.claims import judge
 from results.figures import masks_figure, save_figure, theory_figure
 from results.runs import load_run
@@ -156,41 +157,52 @@ GRID = torch.linspace(-9, 9, 20001, dtype=torch.float64)  # for integrals over a
 EQUAL = 1 - 1e-9  # correlations above: the same token
 
 
+def normal_density(z):
+    return torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+
 def gaussian_kernel(function, correlation, n_terms=40):
     """E[f(z) f(z')] for standard Gaussians z, z' of the given correlations (any shape), by
-    Mehler's formula: sum_n a_n^2 correlation^n with a_n = E[f(z) He_n(z)] / sqrt(n!). Where the
-    correlation is 1 it is E[f(z)^2], exactly."""
+    Mehler's formula: sum_n a_n^2 correlation^n with a_n = E[f(z) He_n(z)] / sqrt(n!). It is for
+    smooth f: it stops at n_terms, or where 1e-12 of E[f(z)^2] is left, and where f jumps the terms
+    fall off slowly. Where the correlation is 1 it is E[f(z)^2], exactly."""
     z = GRID
-    weight = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
     values = function(z)
-    total, power = torch.zeros_like(correlation), torch.ones_like(correlation)
-    previous, hermite = torch.zeros_like(z), torch.ones_like(z)
-    for n in range(n_terms):  # hermite = He_n / sqrt(n!); power = correlation^n
-        total += (weight * values * hermite).sum() ** 2 * power
-        power *= correlation
+    weighted = values * normal_density(z) * (z[1] - z[0])
+    second_moment = (weighted * values).sum().item()
+    terms, previous, hermite = [], torch.zeros_like(z), torch.ones_like(z)
+    while len(terms) < n_terms and sum(terms) < (1 - 1e-12) * second_moment:
+        n = len(terms)  # hermite = He_n / sqrt(n!)
+        terms.append((weighted * hermite).sum().item() ** 2)
         following = (z * hermite - math.sqrt(n) * previous) / math.sqrt(n + 1)
         previous, hermite = hermite, following
-    return torch.where(correlation > EQUAL, (weight * values**2).sum(), total)
+    total = torch.zeros_like(correlation)
+    for term in reversed(terms):
+        total.mul_(correlation).add_(term)
+    return torch.where(correlation > EQUAL, second_moment, total)
 
 
-def attention_branch(n_embd, s2_value, s2_output, probability, correlation, spread=None):
+def attention_branch(n_embd, s2_value, s2_output, probability, correlation, statistics=None):
     """Covariance (T, T) that random attention adds: n s2_value * n s2_output * P r P^T, where
     n = n_embd and P (T, T) is the mean attention.
 
     Scores at initialisation are near zero, so P is uniform over the keys in sight. For one query
     with m keys of mean correlation r this reads n^2 s2_value s2_output (r + (1 - r) / m): fewer
-    keys, *more* variance from one block, as less is averaged away. Where the keys in use vary from
-    query to query (softmax of random scores, topk), the mean P misses that
-    `spread` = E[sum p^2] / sum P^2 > 1, (T,), which counts on the diagonal only, in what is not
-    shared, 1 - r. Sharing keys and values among heads changes nothing: every head's values keep
-    their variance, and the output matrix draws independent weights for each head, so no head's
-    share depends on another's."""
+    keys, *more* variance from one block, as less is averaged away. `statistics`, three (T,) of
+    attention_statistics, put in the place of 1 / m what the mean P misses, E[sum p^2] and the
+    alignment of the keys preferred: on the diagonal only, and scores of correlated keys differ by
+    the share 1 - r of their variance only. Sharing keys and values among heads changes nothing:
+    every head's values keep their variance, and the output matrix draws independent weights for
+    each head, so no head's share depends on another's."""
     added = probability @ correlation @ probability.T
-    if spread is not None:
-        alone = probability.square().sum(dim=1)  # the diagonal is alone + (1 - alone) * shared
-        shared = (added.diagonal() - alone) / (1 - alone).clamp_min(1e-12)
+    if statistics is not None:
+        in_use, spread, alignment = statistics
+        uniform = probability.square().sum(dim=1)
+        shared = (added.diagonal() - uniform) / (1 - uniform).clamp_min(1e-12)
         not_shared = 1 - shared.clamp(0, 1)
-        added = added + torch.diag((spread - 1) * alone * not_shared)
+        squares = spread**not_shared / in_use  # E[sum p^2]
+        own = squares + (1 - squares) * alignment
+        added.diagonal().copy_(1 - not_shared + not_shared * own)
     return n_embd**2 * s2_value * s2_output * added
 
 
@@ -204,46 +216,173 @@ def mlp_branch(n_embd, hidden, s2_in, s2_down, correlation):
     return hidden * s2_down * v * correlation * gates
 
 
+SCORES = torch.linspace(-6.5, 6.5, 241, dtype=torch.float64)  # of variance 1
+
+
+@cache
+def kept_weight(n, n_kept, v, power, normalize=True):
+    """E[sum of w^power over the n_kept largest of n softmax weights w], the scores independent
+    Gaussians of variance v; with `normalize` the softmax is of the kept scores alone.
+
+    1 / Z^power = integral of t^(power - 1) exp(-t Z) / (power - 1)! dt for the normaliser Z, a sum
+    of exp(score), makes the scores independent; and given the smallest kept one, z, n_kept - 1 are
+    above it and n - n_kept below. With g(x) = density(x) exp(-t exp(score)), "up" its integral
+    above z and "down" below (of the density alone if only the kept are in Z), this is exact:
+
+        n binom(n - 1, n_kept - 1) integral dt t^(power - 1) / (power - 1)!  integral dz
+          down^(n - n_kept) (exp(power score) g up^(n_kept - 1)
+                             + (n_kept - 1) g up_power up^(n_kept - 2))
+
+    where up_power is the integral of exp(power score) g."""
+    scores, dz, d_log_t = math.sqrt(v) * SCORES, SCORES[1] - SCORES[0], 0.5
+    largest = scores[-1].item()
+    t = torch.arange(-20 - largest, 6 + largest, d_log_t, dtype=torch.float64).exp()[:, None]
+    exponential, density = torch.exp(power * scores), normal_density(SCORES) * dz
+    g = density * torch.exp(-t * torch.exp(scores))  # (t, z)
+    up, up_power, down = above(g), above(g * exponential), below(density if normalize else g)
+    log_up, log_down = up.clamp_min(TINY).log(), down.clamp_min(TINY).log()
+    ways = math.log(n) + math.lgamma(n) - math.lgamma(n_kept) - math.lgamma(n - n_kept + 1)
+    rest = ways + (n - n_kept) * log_down + (n_kept - 1) * log_up
+    total = exponential * rest.exp()
+    if n_kept > 1:
+        total = total + (n_kept - 1) * up_power * torch.exp(rest - log_up)
+    return (t**power * g * total).sum().item() * d_log_t / math.gamma(power)
+
+
+def below(values):
+    """Integral of values (..., z), already times the grid's step, up to each z, by trapezoids."""
+    return values.cumsum(dim=-1) - values / 2
+
+
+def above(values):
+    return below(values.flip(-1)).flip(-1)
+
+
+def orthant(a, b, r):
+    """P(z > a, z' > b) for standard Gaussians of correlation r, by Plackett's identity: its
+    derivative by r is their joint density at (a, b), integrated here over the angle arcsin r."""
+    x, weight = np.polynomial.legendre.leggauss(48)
+    angle = math.asin(r) * torch.from_numpy(x + 1) / 2
+    weight = math.asin(r) * torch.from_numpy(weight) / (4 * math.pi)
+    a, b = a[..., None], b[..., None]
+    square = (a**2 + b**2 - 2 * a * b * angle.sin()) / (2 * angle.cos() ** 2)
+    return (torch.special.ndtr(-a) * torch.special.ndtr(-b))[..., 0] + torch.exp(-square) @ weight
+
+
+@cache
+def chosen_by_both(n_expert, n_active, r):
+    """An expert's logits z, z' of variance 1 for two tokens of correlation r, on a grid of pairs;
+    the pairs' probability; and the probability that both tokens choose it, (pairs,) each.
+
+    Experts are added one at a time: better[i, j] is the probability that i of them have larger
+    logits for the one token, j for the other; at most n_active - 1 may."""
+    x = torch.arange(-5, 5.1, 0.25, dtype=torch.float64)
+    x, y = torch.cartesian_prod(x, x[x >= 0]).T  # -y counts with y, as better is symmetric
+    pair = torch.exp(-(x**2 + y**2) / 2) * (1 + (y > 0))
+    x, y, pair = (values[pair > 1e-6] for values in (x, y, pair))
+    sum_part, difference_part = math.sqrt((1 + r) / 2) * x, math.sqrt((1 - r) / 2) * y
+    z, other = sum_part + difference_part, sum_part - difference_part
+    both = orthant(z, other, r)
+    first, second = torch.special.ndtr(-z) - both, torch.special.ndtr(-other) - both
+    neither = 1 - both - first - second
+    better = torch.zeros(n_active + 1, n_active + 1, len(z), dtype=torch.float64)
+    better[1, 1] = 1  # row and column 0 stay empty: they are shifted in
+    for _ in range(n_expert - 1 if n_active < n_expert else 0):
+        more = neither * better
+        more[1:] += first * better[:-1]
+        more[:, 1:] += second * better[:, :-1]
+        more[1:, 1:] += both * better[:-1, :-1]
+        better = more
+    return z, other, pair / pair.sum(), better.sum(dim=(0, 1))
+
+
+@cache
+def routing_curve(n_expert, n_active, v, normalize):
+    """moe_routing as a polynomial in the angle arccos(correlation), in which it is smooth."""
+    rest = (n_expert - 1) * math.exp(v / 2)  # mean of the other experts' exp(logit)
+    if normalize and n_active < n_expert:
+        share = torch.tensor(n_active / n_expert, dtype=torch.float64)
+        above_quantile = torch.special.ndtr(math.sqrt(v) - torch.special.ndtri(1 - share))
+        rest = (n_active - 1) * math.exp(v / 2) * (above_quantile / share).item()
+
+    def approximation(r):
+        z, other, pair, chosen = chosen_by_both(n_expert, n_active, r)
+        e, e_other = torch.exp(math.sqrt(v) * z), torch.exp(math.sqrt(v) * other)
+        weights = e / (e + rest) * e_other / (e_other + rest)
+        return n_expert * (pair * chosen * weights).sum().item()
+
+    at_0 = kept_weight(n_expert, n_active, v, 1, normalize) ** 2 / n_expert / approximation(0.0)
+    at_1 = kept_weight(n_expert, n_active, v, 2, normalize) / approximation(1.0)
+
+    def exact_at_ends(angle):
+        cosines = [math.cos(a) for a in angle]
+        return np.array([approximation(r) * at_0 ** (1 - r) * at_1**r for r in cosines])
+
+    return np.polynomial.Chebyshev.interpolate(exact_at_ends, 8, domain=[0, math.pi / 2])
+
+
 def moe_routing(n_embd, n_expert, n_active, s2_router, correlation, normalize=False):
     """E[sum over experts of weight * weight'] (T, T), by which a mixture multiplies one expert's
-    covariance.
+    covariance. Correlations from 0 to 1: those of a stream of branches are never below.
 
     Experts are independent, so cross terms vanish and only a shared expert correlates two tokens.
-    Router logits are Gaussian with variance v = n_embd * s2_router; an expert is active above the
-    quantile n_active / n_expert, with weight exp(logit) / (n_expert exp(v / 2)): about
-    n_active / n_expert^2 on the diagonal. Top k of *unnormalised* probabilities thus damps the
-    branch by far more than its share of experts; normalised, by 1 / n_active only."""
-    v, threshold = n_embd * s2_router, -math.inf
-    if n_active < n_expert:
-        normal = torch.distributions.Normal(0.0, 1.0)
-        inactive = torch.tensor(1 - n_active / n_expert, dtype=torch.float64)
-        threshold = normal.icdf(inactive).item()
-
-    def weight(z):
-        return (z > threshold) * torch.exp(math.sqrt(v) * z - v / 2) / n_expert
-
-    kernel = n_expert * gaussian_kernel(weight, correlation)
-    if normalize:  # divide by the square of the active weights' mean sum
-        uncorrelated = torch.zeros(1, dtype=torch.float64)
-        kernel = kernel / (n_expert**2 * gaussian_kernel(weight, uncorrelated))
-    return kernel
+    Router logits are Gaussian with variance v = n_embd * s2_router. That both tokens choose an
+    expert of logits z and z' is exact (chosen_by_both); its weight there is taken to be
+    exp(z) / (exp(z) + mean of the others), and what this misses, as the others vary, is known
+    exactly where the correlation is 0 or 1 (kept_weight) and interpolated between. For many experts
+    and small v it is about n_active / n_expert^2 on the diagonal: top k of *unnormalised*
+    probabilities damps the branch by far more than its share of experts; normalised, by
+    1 / n_active only."""
+    curve = routing_curve(n_expert, n_active, n_embd * s2_router, normalize)
+    angle = correlation.clamp(0, 1).arccos()
+    return torch.from_numpy(curve(angle.numpy()))
 
 
-def attention_probability(config, T, s2):
-    """(T, T) mean attention at initialisation, uniform over the keys in sight, and its spread (T,)
-    (see attention_branch).
+def attention_probability(config, T):
+    """(T, T) mean attention at initialisation: uniform over the keys in sight."""
+    mask = visible(config, T).double()
+    return mask / mask.sum(dim=1, keepdim=True)
+
+
+def attention_statistics(config, T, s2):
+    """What attention_branch needs beside the mean attention, (T,) each: keys in use, m, or for
+    topk the topk of them with the largest scores; the spread, E[sum p^2] times the keys in use;
+    and the alignment, the mean correlation that distinct tokens gain by being attended to.
 
     Queries and keys have features of variance n_embd * s2, so a score, their product over the root
-    of the head size, has variance (n_embd * s2)^2, and a softmax of many such Gaussians of
-    variance v has E[p^2] / E[p]^2 = exp(v). topk instead leaves config.topk of m keys, each used
-    with probability topk / m."""
+    of the head size, has variance v = (n_embd * s2)^2. To first order in e^v - 1 a softmax of m
+    such Gaussians is p = (1 + x - mean x) / m with x = exp(score - v / 2) - 1 of variance e^v - 1,
+    and centring m of them keeps 1 - 1/m of it, so the spread is 1 + (e^v - 1) (1 - 1/m): 1 for one
+    key, e^v for many. kept_weight gives the same without the approximation, and for topk."""
+    topk = config.topk if config.attention == "topk" else T
+    in_sight, v = visible(config, T).sum(dim=1), (config.n_embd * s2) ** 2
+    in_use, most = in_sight.clamp(max=topk), in_sight.max().item()
+    some = sorted({n for n in (topk, most, *(round(1.2**i) for i in range(60))) if n <= most})
+    spread = [min(n, topk) * kept_weight(n, min(n, topk), v, power=2) for n in some]
+    spread = np.interp(in_sight.log(), np.log(some), spread)  # smooth between those
+    return in_use, torch.from_numpy(spread), key_alignment(config, T, in_use, v)
+
+
+def key_alignment(config, T, in_use, v):
+    """(T,) mean correlation of distinct tokens, weighted by the attention that they get.
+
+    A key is preferred for its token's component along one direction, that of W_k^T R q, where R is
+    the rotation between query and key. Weighted by exp(score) above the quantile of topk, that
+    component has mean z = sqrt(v) + density / share, and two tokens that have z in common, of
+    n_embd features, correlate by z^2 / n_embd times the cosine between their two directions, which
+    is the mean of cos(angle * distance) over the head's rotations. Small where tokens have many
+    features or few keys are in use."""
     mask = visible(config, T).double()
-    in_sight = mask.sum(dim=1)
-    probability = mask / in_sight[:, None]
-    if config.attention == "topk":
-        return probability, in_sight / in_sight.clamp(max=config.topk)
-    spread = math.exp((config.n_embd * s2) ** 2)
-    return probability, torch.full((T,), spread, dtype=torch.float64)
+    in_sight, size = mask.sum(dim=1), config.n_embd // config.n_head
+    angle = ROTARY_BASE ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    turn = torch.outer(torch.arange(T, dtype=torch.float64), angle)
+    squared = (mask @ turn.cos()).square() + (mask @ turn.sin()).square()  # |sum of e^(i turn)|^2
+    pairs = (in_sight * (in_sight - 1)).clamp_min(1)
+    cosine = (squared.mean(dim=1) - in_sight) / pairs
+    threshold = torch.special.ndtri(1 - in_use / in_sight)  # -inf where all are in use
+    tilted = threshold - math.sqrt(v)
+    z = math.sqrt(v) + normal_density(tilted) / torch.special.ndtr(-tilted)
+    return cosine * z**2 / config.n_embd
 
 
 def feed_forward_branch(config, s2_in, s2_out, correlation):
@@ -262,23 +401,30 @@ def feed_forward_branch(config, s2_in, s2_out, correlation):
 
 
 def predict_variance(config, idx, keep=1.0, std=INIT_STD):
-    """Variance of the stream at initialisation, [h_0, ..., h_L], averaged over positions of the
-    one sequence idx (T,); the blocks' weights are kept with probability `keep`. Exact as widths
-    grow; only equal tokens are correlated at h_0.
+    """Variance of the stream at initialisation, [h_0, ..., h_L], averaged over positions and over
+    the sequences idx, (T,) or (N, T); the blocks' weights are kept with probability `keep`. Exact
+    as widths grow; only equal tokens are correlated at h_0.
 
     After l blocks: c_l = c_0 + sum of attention_branch and feed_forward_branch, each from the
-    correlations before it. Layer-norm scaling divides a block's inputs, hence its s2, by its
-    number; scaled_residual_init divides s2_output."""
+    correlations before it. All are over the draw of weights and of a sequence, so N sequences cost
+    one prediction: exact up to the first attention, and after it off by less than a tenth of the
+    sequences' own differences (0.3 % for 96 sequences of books that differ by 5 %). Layer-norm
+    scaling divides a block's inputs, hence its s2, by its number; scaled_residual_init divides
+    s2_output."""
+    idx, T = idx.reshape(-1, idx.shape[-1]), idx.shape[-1]
     s2 = keep * std**2
     s2_out = s2 / (2 * config.n_layer) if config.scaled_residual_init else s2
-    probability, spread = attention_probability(config, len(idx), s2)
-    covariance = std**2 * (idx[:, None] == idx[None, :]).double()  # embeddings are not thinned
+    probability = attention_probability(config, T)
+    equal = sum((row[:, None] == row[None, :]).double() for row in idx) / len(idx)
+    covariance = std**2 * equal  # embeddings are not thinned
     variance = [covariance.diagonal().mean().item()]
     for layer in range(1, config.n_layer + 1):
         s2_in = s2 / layer if config.layer_norm_scaling else s2
+        if layer == 1 or config.layer_norm_scaling:
+            statistics = attention_statistics(config, T, s2_in)
         correlation = normalised(covariance)
         covariance = covariance + attention_branch(
-            config.n_embd, s2_in, s2_out, probability, correlation, spread
+            config.n_embd, s2_in, s2_out, probability, correlation, statistics
         )
         correlation = normalised(covariance)
         covariance = covariance + feed_forward_branch(config, s2_in, s2_out, correlation)

@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,15 +28,30 @@ from torch.utils._triton import has_triton
 from tqdm import tqdm
 
 from configs.read import OPTIONS, help_of_options, load_points, parse_override
-from data.files import BadInput, or_one_sentence, read_json, replacing, write_json, write_text
-from data.read import load_meta, load_tokens, take_sequences, training_offsets, validation_offsets
+from data.files import (
+    BadInput,
+    append_line,
+    check_name,
+    locked,
+    or_one_sentence,
+    read_json,
+    reason,
+    replacing,
+    say,
+    sync,
+    write_json,
+    write_text,
+)
+from data.read import load_meta, load_tokens, spread_offsets, take_sequences, training_offsets
 from model import GPT
-from results.runs import finished, load_checkpoint, read_log
+from results.runs import SUMMARY, damaged, finished, load_checkpoint, load_weights, read_log
 from results.runs import load_run as load_run  # README's examples take it from here
 
 try:
     import fast
-except ModuleNotFoundError:  # it is for speed alone and may be deleted
+except ModuleNotFoundError as error:  # it is for speed alone and may be deleted
+    if error.name != "fast":
+        raise
     fast = None
 
 
@@ -88,8 +103,8 @@ def make_update(model, optimizer, tokens, config, hardware):
     def take_step(batch):
         return training_step(model, optimizer, batch, config)
 
-    if hardware.compiled and hardware.dtype == torch.bfloat16:
-        take_step = fast.RecordedStep(take_step, optimizer, hardware.device)
+    if hardware.compiled:
+        take_step = fast.recorded(take_step, model, optimizer)
 
     def update(step):
         for group in optimizer.param_groups:
@@ -105,31 +120,102 @@ def make_update(model, optimizer, tokens, config, hardware):
 
 def train(folder, point, bar_position=0):
     """Train a point (configs.read.Point) into its folder, from its checkpoint if it has one, and
-    return its summary. Raises BadInput where data, folder and options do not fit."""
-    model_config, config, sweep = point
-    tokens = {split: load_tokens(config.dataset, split, model_config) for split in ("train", "val")}
-    data_sha256 = load_meta(config.dataset)["sha256"]
-    identity = {**asdict(model_config), **asdict(config), "data_sha256": data_sha256}
+    return its summary. Raises BadInput where data, folder and options do not fit, or where another
+    process trains it."""
+    identity = identity_of(point)
     if finished(folder, identity):
-        return read_json(folder / "summary.json")
+        return read_json(folder / "summary.json", SUMMARY)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {**identity, "sweep": sweep})
+    with locked(folder):
+        write_json(folder / "config.json", {**identity, "sweep": point.sweep})
+        return train_in(folder, point, bar_position)
+
+
+def train_in(folder, point, bar_position):
+    model_config, config, _ = point
+    tokens = {split: load_tokens(config.dataset, split, model_config) for split in ("train", "val")}
     hardware = choose_hardware(config)
     model, optimizer = build_training(model_config, config, hardware)
     log, seconds = begin(folder, model, optimizer, tokens["val"], config)
     update = make_update(model, optimizer, tokens["train"], config, hardware)
     began = time.perf_counter() - seconds
-    diverged = False
-    for line in run_steps(update, model, log, tokens["val"], config, folder.name, bar_position):
+    diverged = not is_finite(log[-1])
+    lines = run_steps(update, model, log, tokens["val"], config, folder.name, bar_position)
+    for line in [] if diverged else lines:
         diverged = not is_finite(line)
         if diverged:
             break
-        append_line(folder, log, line)
-        if "val_loss" in line:
+        log.append(line)
+        append_line(folder / "log.jsonl", json.dumps(line))
+        if is_checkpoint(line, config):
             save_checkpoint(folder, model, optimizer, line["step"], time.perf_counter() - began)
     summary = summarise(log, model, time.perf_counter() - began, diverged)
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def identity_of(point):
+    """What makes a run this run and no other: every option, its data, and the code's behaviour.
+    Raises BadInput where the data are not there, or do not fit the model."""
+    for split in ("train", "val"):
+        load_tokens(point.training.dataset, split, point.model)
+    return {
+        **asdict(point.model),
+        **asdict(point.training),
+        "data_sha256": load_meta(point.training.dataset)["sha256"],
+        "code": fingerprint(point),
+    }
+
+
+def fingerprint(point):
+    """What the code does, in numbers: loss and gradient norm after two steps of a small copy of
+    the point's model, in float64 on the CPU. Comments, form and toggles that are off do not change
+    it; a factor of 2 before a branch does."""
+    model_config, config = small_copy(point)
+    tokens = np.random.default_rng(0).integers(model_config.vocab_size, size=1000)
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_default_dtype(torch.float64)  # of the weights as they are drawn
+        try:
+            hardware = Hardware(torch.device("cpu"), torch.float64, compiled=False, note="")
+            model, optimizer = build_training(model_config, config, hardware)
+            update = make_update(model, optimizer, tokens.astype(np.uint16), config, hardware)
+            for step in range(3):
+                loss, gradient_norm = update(step)
+        finally:
+            torch.set_default_dtype(dtype)
+    return f"loss {loss.item():.6g}, gradient norm {gradient_norm.item():.6g}"
+
+
+def small_copy(point):
+    """The point's configs with two narrow blocks, short sequences and few steps; each toggle, and
+    how a batch is cut, as they are."""
+    model, config = point.model, point.training
+    n_expert = min(model.n_expert, max(4, model.n_expert_active))
+    small_model = replace(
+        model,
+        n_layer=2,
+        n_embd=8 * model.n_head,
+        mlp_hidden=32,
+        expert_hidden=8,
+        n_expert=n_expert,
+        n_shared_expert=min(model.n_shared_expert, 1),
+        vocab_size=32,
+        block_size=16,
+        window=min(model.window, 4),
+        stride=min(model.stride, 4),
+        topk=min(model.topk, 4),
+    )
+    n_parts = min(config.gradient_accumulation_steps, 2)
+    small_config = replace(
+        config,
+        batch_size=4 // n_parts,
+        gradient_accumulation_steps=n_parts,
+        warmup_iters=1,
+        max_iters=4,
+        seed=0,
+    )
+    return small_model, small_config
 
 
 def run_steps(update, model, log, val_tokens, config, name, bar_position):
@@ -164,42 +250,73 @@ def run_steps(update, model, log, val_tokens, config, name, bar_position):
 
 def begin(folder, model, optimizer, val_tokens, config):
     """The log so far and the seconds it took: with a checkpoint, which is loaded, up to its step;
-    without one, the evaluation before the first step."""
+    without one, the evaluation before the first step. Raises BadInput where the checkpoint is
+    damaged, another run's, or ahead of the log."""
     if (folder / "ckpt.pt").exists():
         checkpoint = load_checkpoint(folder, model.head.weight.device)
-        model.load_state_dict(checkpoint["model"])
-        # Its options stay this machine's, as a run may go on on another device.
-        state = {**optimizer.state_dict(), "state": checkpoint["optimizer"]}
-        optimizer.load_state_dict(state)
+        load_weights(model, checkpoint, folder)
+        load_moments(optimizer, checkpoint, folder)
         log = [line for line in read_log(folder) if line["step"] <= checkpoint["step"]]
+        if not log or log[-1]["step"] != checkpoint["step"] or "val_loss" not in log[-1]:
+            raise damaged(folder, f"log.jsonl lacks its step {checkpoint['step']}")
         seconds = checkpoint["seconds"]
     else:
         log = [{"step": 0, "tokens": 0, **evaluate(model, val_tokens, config)}]
         seconds = 0.0
-    write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    if is_finite(log[-1]):
+        write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
     return log, seconds
 
 
-def append_line(folder, log, line):
-    log.append(line)
-    with open(folder / "log.jsonl", "a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(line) + "\n")
+def load_moments(optimizer, checkpoint, folder):
+    """Put the checkpoint's moments into the optimizer, whose options stay this machine's, as a run
+    may go on on another device. Raises BadInput where they are not this model's."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = checkpoint["optimizer"]
+    try:
+        fits = len(moments) == len(parameters) and all(
+            moments[i][name].shape == parameter.shape
+            for i, parameter in enumerate(parameters)
+            for name in ("exp_avg", "exp_avg_sq")
+        )
+    except (KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise damaged(folder, "its optimizer is of another model")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def is_checkpoint(line, config):
+    """Every `checkpoint_interval`th evaluation, and the last."""
+    n_steps = config.checkpoint_interval * config.eval_interval
+    is_due = line["step"] % n_steps == 0 or line["step"] == config.max_iters
+    return "val_loss" in line and is_due
 
 
 def save_checkpoint(folder, model, optimizer, step, seconds):
+    """Through to the disk, and after the log, so that no crash leaves it ahead of the log."""
     checkpoint = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict()["state"],
         "step": step,
         "seconds": seconds,
     }
+    sync(folder / "log.jsonl")
     with replacing(folder / "ckpt.pt") as temporary:
-        torch.save(checkpoint, temporary)
+        try:
+            torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(reason(error)) from None
+
+
+LARGEST_LOSS = 700.0  # nats: the perplexity of a larger one is no number any more
 
 
 def is_finite(line):
-    """Are all numbers of a line of log.jsonl finite, those in lists, too? If not, it diverged."""
-    return all(np.isfinite(value).all() for value in line.values())
+    """Are all numbers of a line of log.jsonl finite, those in lists, too, and is its perplexity?
+    If not, the run has diverged."""
+    losses = [line.get(name, 0.0) for name in ("train_loss", "val_loss")]
+    return max(losses) < LARGEST_LOSS and all(np.isfinite(v).all() for v in line.values())
 
 
 def summarise(log, model, seconds, diverged):
@@ -217,29 +334,31 @@ def summarise(log, model, seconds, diverged):
         "tokens_per_second": statistics.median(speeds) if speeds else None,
         "diverged": diverged,
         "torch": torch.__version__,
+        "threads": torch.get_num_threads(),  # on the CPU, bits depend on them
         "device": device_name(model.head.weight.device),
     }
 
 
 # Measuring while training ------------------------------------------------------------------------
 
+VARIANCE_TOKENS = 2**15  # a mean over so many tokens repeats to a per cent or two
+
 
 @torch.no_grad()
 def evaluate(model, tokens, config):
-    """{"val_loss": mean cross-entropy in nats, without router losses, on the validation tokens;
-    "variance", "attention_variance", "mlp_variance": forward_with_variance's, on a batch of them,
-    evenly spaced}."""
+    """{"val_loss": mean cross-entropy in nats, without router losses, on eval_tokens of tokens;
+    "variance", "attention_variance", "mlp_variance": forward_with_variance's, on every n-th of
+    their sequences, VARIANCE_TOKENS in all}."""
     model.eval()
     T, device = model.config.block_size, model.head.weight.device
-    offsets = validation_offsets(config, len(tokens), T)
+    offsets = spread_offsets(len(tokens), T, config.eval_tokens)
     batches = np.split(offsets, range(config.batch_size, len(offsets), config.batch_size))
     loss = 0.0
     for batch in batches:
         idx, targets = take_sequences(tokens, batch, T, device)
         loss += model(idx, targets)[1] * len(batch) / len(offsets)
-    idx, _ = take_sequences(tokens, offsets[:: len(batches)], T, device)
-    with uncompiled(device):
-        _, variance = forward_with_variance(model, idx)
+    some = offsets[:: math.ceil(len(offsets) * T / VARIANCE_TOKENS)]
+    variance = mean_variance(model, tokens, some, config.batch_size)
     model.train()
     return {
         "val_loss": loss.item(),
@@ -249,38 +368,58 @@ def evaluate(model, tokens, config):
     }
 
 
+def mean_variance(model, tokens, offsets, batch_size):
+    """forward_with_variance's, mean over the sequences at these offsets; so no number depends on
+    how many are taken at once."""
+    T, device = model.config.block_size, model.head.weight.device
+    totals = {}
+    for batch in np.split(offsets, range(batch_size, len(offsets), batch_size)):
+        idx, _ = take_sequences(tokens, batch, T, device)
+        with uncompiled(device):
+            _, variance = forward_with_variance(model, idx)
+        for kind, values in variance.items():
+            totals[kind] = totals.get(kind, 0) + values * len(batch) / len(offsets)
+    return totals
+
+
 @torch.no_grad()
 def forward_with_variance(model, idx):
     """Run idx (B, T) through the blocks. Returns h_L (B, T, C), and the variance over features,
     mean over tokens, of {"residual": h_0 .. h_L (L + 1 numbers), "attention": the branches' outputs
-    (L), "mlp": the same (L)}. Paper: `h_l.var(dim=-1)`, unbiased; here in fp32 or better whatever
-    the stream's dtype."""
-    variance = {"residual": [], "attention": [], "mlp": []}
-
-    def record(kind, output):
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
-        variance[kind].append(output.var(dim=-1).mean())
-
-    def hook(kind):
-        return lambda module, inputs, output: record(kind, output)
-
-    handles = []
+    (L), "mlp": the same (L)}."""
+    h = model.embed(idx)
+    variance = {"residual": [variance_of(h).mean()], "attention": [], "mlp": []}
     for block in model.blocks:
-        for kind, module in (
-            ("residual", block),
-            ("attention", block.attention),
-            ("mlp", block.mlp),
-        ):
-            handles.append(module.register_forward_hook(hook(kind)))
+        parts = open_block(block, h)
+        h = parts["after"]
+        variance["residual"].append(variance_of(h).mean())
+        for branch in ("attention", "mlp"):
+            variance[branch].append(variance_of(parts[branch]).mean())
+    return h, {kind: torch.stack(values) for kind, values in variance.items()}
+
+
+def variance_of(h):
+    """(B, T, C) -> (B, T). Paper: `h_l.var(dim=-1)`, unbiased; here in fp32 or better whatever the
+    stream's dtype."""
+    return h.to(torch.promote_types(h.dtype, torch.float32)).var(dim=-1)
+
+
+def open_block(block, h):
+    """Run the stream h (B, T, C) through a block, and look inside: {"attention": what comes out of
+    this branch, "between": the stream that the other branch reads, "mlp": what comes out of that,
+    "after": the stream behind the block}, (B, T, C) each."""
+    parts = {}
+    handles = [
+        block.attention.register_forward_hook(lambda _, x, y: parts.update(attention=y)),
+        block.mlp_norm.register_forward_pre_hook(lambda _, x: parts.update(between=x[0])),
+        block.mlp.register_forward_hook(lambda _, x, y: parts.update(mlp=y)),
+    ]
     try:
-        h = model.embed(idx)
-        record("residual", h)
-        for block in model.blocks:
-            h = block(h)
+        parts["after"] = block(h)
     finally:
         for handle in handles:
             handle.remove()
-    return h, {kind: torch.stack(values) for kind, values in variance.items()}
+    return parts
 
 
 def uncompiled(device):
@@ -303,13 +442,13 @@ def choose_hardware(config):
     BadInput for a device that is not there."""
     name = config.device
     if name == "auto":
-        local_rank = os.environ.get("LOCAL_RANK", 0)  # torchrun's
+        local_rank = from_environment("LOCAL_RANK", 0)  # torchrun's
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"device = {config.device} cannot be used here ({reason})") from None
+        why = reason(error).split(". ")[0][:100]
+        raise BadInput(f"device = {config.device} cannot be used here ({why})") from None
     on_gpu = device.type == "cuda"
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if config.dtype == "auto":
@@ -320,8 +459,52 @@ def choose_hardware(config):
     note = ""
     if on_gpu and lacking:
         note = f"this GPU has no {' and no '.join(lacking)}: training works, only slower"
+    elif on_gpu and fast is None:
+        note = "fast.py is not there: training works, only slower"
     compiled = config.compile and on_gpu and has_triton() and fast is not None
     return Hardware(device, dtype, compiled, note)
+
+
+def from_environment(name, default):
+    """torchrun's RANK and its like, whole numbers. Raises BadInput."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise BadInput(f"{name} = {text!r} in the environment must be a whole number: unset it")
+    return int(text)
+
+
+def refuse_too_large(name, point, device):
+    """Raises BadInput where a point's weights, gradients and moments, or the logits of a batch,
+    exceed the device's memory. Activations are not counted, so others may not fit either."""
+    batch = point.training.batch_size * point.model.block_size
+    n_bytes = 16 * n_parameters(point.model) + 4 * batch * point.model.vocab_size
+    there = memory_of(device)
+    if n_bytes > there:
+        raise BadInput(
+            f"{name} needs more than {n_bytes / GIB:,.0f} GiB of memory, and {device} has "
+            f"{there / GIB:,.0f}: lower n_layer, n_embd, n_expert, batch_size or their like"
+        )
+
+
+def n_parameters(config):
+    """Of a GPT too large to build: blocks are alike, so two small ones tell. Infinite where torch
+    cannot even count."""
+    try:
+        with torch.device("meta"):  # shapes alone
+            one, two = (GPT(replace(config, n_layer=n)).count_parameters() for n in (1, 2))
+    except (RuntimeError, OverflowError, TypeError):
+        return math.inf
+    return one + (config.n_layer - 1) * (two - one)
+
+
+def memory_of(device):
+    """In bytes; infinite where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return math.inf
 
 
 def build_training(model_config, config, hardware):
@@ -346,6 +529,7 @@ def device_name(device):
 
 
 def progress_bar(name, step, n_steps, position):
+    """position: its line on the terminal; None: no bar, as other processes draw theirs."""
     return tqdm(
         total=n_steps,
         initial=step,
@@ -353,7 +537,7 @@ def progress_bar(name, step, n_steps, position):
         unit="step",
         position=position,
         leave=False,
-        disable=None,
+        disable=True if position is None else None,
     )
 
 
@@ -365,7 +549,15 @@ def show_on(bar, line):
 # Bench -------------------------------------------------------------------------------------------
 
 # Dense bf16, by data sheet; a device's name contains one of these.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12, "3090": 71e12}
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,  # before "H100", which its name contains, too
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "4090": 165e12,
+    "3090": 71e12,
+}
 BENCH_TOKENS = 2**22  # random ones to train on
 GIB = 2**30
 
@@ -376,7 +568,7 @@ def bench(points, n_windows=10):
     rows = []
     for name, point in points.items():
         rows.append({"name": name, **time_steps(point, n_windows)})
-        tqdm.write(bench_line(rows[-1]))
+        say(bench_line(rows[-1]))
         gc.collect()  # a recorded step's memory goes with its last reference
     return rows
 
@@ -471,24 +663,44 @@ def parse_arguments(argv):
 
 def run_sweep(path, overrides, only_time):
     points = load_points(path, overrides)
+    check_name(path.stem, "the config")
     if only_time:
         bench(points)
         return
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    mine = list(points.items())[rank::world_size]  # independent points: sharing them out is all
+    rank, world_size = from_environment("RANK", 0), from_environment("WORLD_SIZE", 1)
+    folders = {name: Path(p.training.out_dir) / path.stem / name for name, p in points.items()}
+    check_points(points, folders)
+    mine = list(points.items())[rank :: max(1, world_size)]  # independent: sharing them out is all
     note = choose_hardware(next(iter(points.values())).training).note
     if note and rank == 0:
         print(note, file=sys.stderr)
-    for name, point in tqdm(mine, desc=path.stem, unit="run", position=2 * rank, disable=None):
-        folder = Path(point.training.out_dir) / path.stem / name
-        try:
-            summary = train(folder, point, bar_position=2 * rank + 1)
-        except torch.OutOfMemoryError:
-            raise BadInput(
-                f"{name} is out of GPU memory: halve batch_size and double "
-                "gradient_accumulation_steps, which gives the same result"
-            ) from None
-        tqdm.write(f"{name}  {result_line(summary)}  {summary['seconds']:.0f} s")
+    hidden = True if rank else None  # one process draws
+    for name, point in tqdm(mine, desc=path.stem, unit="run", disable=hidden, leave=False):
+        summary = train_or_say_why(folders[name], point, bar_position=None if rank else 1)
+        say(f"{name}  {result_line(summary)}  {summary['seconds']:.0f} s")
+
+
+def check_points(points, folders):
+    """Raises BadInput for the first point that cannot be trained, before any of them is."""
+    for name, point in points.items():
+        refuse_too_large(name, point, choose_hardware(point.training).device)
+        finished(folders[name], identity_of(point))
+
+
+def train_or_say_why(folder, point, bar_position):
+    """train; raises BadInput where memory runs out."""
+    try:
+        return train(folder, point, bar_position)
+    except torch.OutOfMemoryError:
+        where = "GPU memory"
+    except RuntimeError as error:
+        if "alloc" not in str(error):
+            raise
+        where = "memory"
+    raise BadInput(
+        f"{folder.name} is out of {where}: halve batch_size and double "
+        "gradient_accumulation_steps, which gives the same result, but for experts' balance"
+    )
 
 
 def result_line(summary):
@@ -501,14 +713,10 @@ def result_line(summary):
 
 
 def main(argv=None):
-    try:
-        or_one_sentence(lambda: run_sweep(*parse_arguments(argv)))
-    except KeyboardInterrupt:
-        print(
-            "\ntrain.py: stopped; the same command goes on from the last evaluation",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    or_one_sentence(
+        lambda: run_sweep(*parse_arguments(argv)),
+        stopped="the same command goes on from the last checkpoint",
+    )
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ import itertools
 import re
 import tomllib
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import NamedTuple
 
-from data.files import BadInput
+from data.files import BadInput, check_name, read_text, reason
 from data.read import load_meta
-from model import GPTConfig, refuse
+from model import GPTConfig, refuse, refuse_outside
 
-WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile")  # may differ when a run is resumed
+# What may differ when a run is resumed: where it goes, and how it gets there.
+WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile", "checkpoint_interval")
 
 
 @dataclass
@@ -26,15 +26,16 @@ class TrainConfig:
 
     dataset: str = "pycode"  # a folder under data/, made by data/prepare.py
     out_dir: str = "out"  # runs go to out_dir/<config>/<point>
-    batch_size: int = 32  # sequences; halve it and double the next for a smaller GPU: same result
-    gradient_accumulation_steps: int = 1  # batches per step
+    batch_size: int = 32  # sequences at once; a smaller GPU takes half of them, twice as often:
+    gradient_accumulation_steps: int = 1  # batches per step: same result, but for experts' balance
     learning_rate: float = 1e-3  # at its peak
     min_lr: float = -1.0  # at the end of the cosine; negative: a tenth of learning_rate
     weight_decay: float = 0.1  # of matrices and embeddings
     warmup_iters: int = 100  # steps of linear warm-up
     max_iters: int = 1000  # steps in all
-    eval_interval: int = 250  # steps between validations, which are also the checkpoints
-    eval_iters: int = 10  # validation tokens, in training steps' worth
+    eval_interval: int = 250  # steps between validations
+    checkpoint_interval: int = 1  # validations between checkpoints; the last is always one
+    eval_tokens: int = 65536  # validation tokens, spread over val.bin
     log_interval: int = 25  # steps between lines of log.jsonl
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     seed: int = 0  # of the weights and of the order of the data
@@ -44,21 +45,19 @@ class TrainConfig:
 
     def __post_init__(self):
         self.min_lr = self.learning_rate / 10 if self.min_lr < 0 else self.min_lr
-        for name in (
-            "batch_size",
-            "gradient_accumulation_steps",
-            "max_iters",
-            "eval_interval",
-            "eval_iters",
-            "log_interval",
-        ):
-            refuse(getattr(self, name) < 1, f"{name} = {getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "weight_decay", "warmup_iters", "grad_clip", "seed"):
-            refuse(getattr(self, name) < 0, f"{name} = {getattr(self, name)} must be at least 0")
-        refuse(
-            self.dtype not in ("auto", "float32", "bfloat16"),
-            f'dtype = "{self.dtype}" must be auto, float32 or bfloat16',
-        )
+        may_be_0 = ("learning_rate", "min_lr", "weight_decay", "warmup_iters", "grad_clip", "seed")
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                refuse(not value, f"{name} must not be empty")
+            elif not isinstance(value, bool):
+                refuse_outside(name, value, least=0 if name in may_be_0 else 1)
+        warmup, n_steps = self.warmup_iters, self.max_iters
+        refuse(warmup > n_steps, f"warmup_iters = {warmup} must be at most max_iters = {n_steps}")
+        low, high = self.min_lr, self.learning_rate
+        refuse(low > high, f"min_lr = {low} must be at most learning_rate = {high}")
+        refuse(self.seed >= 2**63, f"seed = {self.seed} must be smaller than 2^63")
+        known = ("auto", "float32", "bfloat16")
+        refuse(self.dtype not in known, f'dtype = "{self.dtype}" must be one of {", ".join(known)}')
 
     @property
     def sequences_per_step(self):
@@ -100,17 +99,20 @@ def check_option(name, value, source):
 def parse_override(name, text):
     """The text behind --name= as a list of the option's type, whether it holds one value or more.
 
-    "4" becomes [4], "4,8" becomes [4, 8], and "window,full" becomes ["window", "full"].
+    "4" becomes [4], "4,8" becomes [4, 8], and "window,full" becomes ["window", "full"]. What says
+    where a run goes, and not what it is, is one value, commas and all.
     """
-    if OPTIONS[name].type is bool:
-        text = text.lower()  # TOML's true and false
+    kind = OPTIONS[name].type
+    parts = [text] if name in WHERE_NOT_WHAT else text.split(",")
+    return [check_option(name, parse_value(kind, part.strip()), "command line") for part in parts]
+
+
+def parse_value(kind, text):
+    """The text as an int, float, bool or str; as it is where it is none."""
     try:
-        values = tomllib.loads(f"values = [{text}]")["values"]
-    except tomllib.TOMLDecodeError:  # words without quotes
-        values = text.split(",")
-    if OPTIONS[name].type is str:
-        values = [str(value) for value in values]
-    return [check_option(name, value, "command line") for value in values]
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        return text
 
 
 def build_configs(options, source):
@@ -155,13 +157,14 @@ def load_points(path, overrides):
     """
     options, sweep, points = override(*read_config(path), overrides)
     sweep = {name: check_list(name, values, path) for name, values in sweep.items()}
-    numbered_points = list(enumerate(points, start=1)) or [(0, {})]
+    first = 0 if points == [{}] else 1
+    numbered_points = list(enumerate(points, start=first))
     resolved = {}
     for (place, point), *values in itertools.product(numbered_points, *sweep.values()):
         own, labels = split_labels(point, path)
         swept = dict(zip(sweep, values, strict=True))
         varied = swept if "name" in labels else {**own, **swept}
-        name = run_name(labels, varied)
+        name = check_name(run_name(labels, varied), f"{path}: the point")
         if name in resolved:
             raise BadInput(
                 f"{path}: two points are called {name}: give each [[point]] a name of its own"
@@ -181,10 +184,14 @@ def load_points(path, overrides):
 def read_config(path):
     """A TOML file's flat options {name: value}, its [sweep] {name: values} and its [[point]]s."""
     try:
-        options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is not valid TOML: {error}") from None
-    sweep, points = options.pop("sweep", {}), options.pop("point", [])
+        options = tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not valid TOML: {reason(error)}") from None
+    sweep, points = options.pop("sweep", {}), options.pop("point", [{}])
+    if not isinstance(sweep, dict):
+        raise BadInput(f"{path}: sweep must be a table, [sweep], of lists of values")
+    if not isinstance(points, list) or not points or not all(isinstance(p, dict) for p in points):
+        raise BadInput(f"{path}: point must be tables, [[point]] each, of options")
     return options, sweep, points
 
 

@@ -107,10 +107,11 @@ def read_json(path, wanted=object):
     return parse_json(read_text(path), wanted, path)
 
 
-def read_json_lines(path, wanted=object):
-    """Of a file that holds one value a line: [(line number, value)]. The sentence names the line,
-    too."""
+def read_json_lines(path, wanted=object, n_left_out=0):
+    """Of a file that holds one value a line: [(line number, value)], without the last n_left_out
+    lines. The sentence names the line, too."""
     lines = read_text(path).split("\n")
+    lines = lines[: len(lines) - n_left_out]
     return [
         (number, parse_json(line, wanted, f"{path}, line {number}"))
         for number, line in enumerate(lines, start=1)
@@ -151,7 +152,7 @@ def fault_of(value, wanted, field="the content"):
 
 def fault_of_object(value, wanted, field):
     if not isinstance(value, dict):
-        return f"{field} must be an object with {', '.join(wanted)}"
+        return f"{field} must be an object, not {shortened(value)}"
     for key, of_key in wanted.items():
         name = key if field == "the content" else f"{field}.{key}"
         if key not in value:

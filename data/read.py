@@ -15,6 +15,7 @@ META = {  # what we need of meta.json
     "sha256": str,
 }
 ITEM = {"context": str, "choices": [str], "answer": Number(int, 0)}
+STRETCHES = 128  # that tokens to predict are taken from
 
 
 def load_meta(dataset):
@@ -81,14 +82,19 @@ def training_offsets(config, n_tokens, block_size, step):
     return rng.integers(n_tokens - block_size, size=config.sequences_per_step)
 
 
-def validation_offsets(config, n_tokens, block_size):
-    """Where the validation sequences start: back to back from the start of val.bin.
+def spread_offsets(n_tokens, block_size, n_wanted):
+    """Where sequences start that predict about n_wanted tokens, spread over a file of n_tokens:
+    back to back in 128 evenly spaced stretches of n_wanted / 128 tokens each.
 
-    So points with equally many tokens a step, whatever their context, predict the same tokens.
+    So all contexts that divide a stretch (4096 tokens, where 2**19 are wanted) predict the same
+    tokens; a longer one makes its stretches as long as itself, and fewer. A file that has fewer
+    tokens than are wanted is taken whole, but for less than a sequence.
     """
-    n_wanted = config.eval_iters * config.sequences_per_step
-    n_there = (n_tokens - 1) // block_size
-    return np.arange(min(n_wanted, n_there)) * block_size
+    n_there = n_tokens - 1  # the first token is never predicted
+    stretch = block_size if n_there < n_wanted else max(block_size, n_wanted // STRETCHES)
+    n_stretches = max(1, min(n_wanted, n_there) // stretch)
+    starts = np.linspace(0, n_there - stretch, n_stretches).astype(int)
+    return (starts[:, None] + np.arange(0, stretch - block_size + 1, block_size)).flatten()
 
 
 def held_out_sequences(config, model_config, n_sequences, length=512, device="cpu", parity=0):

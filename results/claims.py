@@ -3,8 +3,9 @@ that decides them.
 
 A claim says how a metric moves along a swept option. One effect is computed for each seed that
 every point has; its 95 % Student-t interval over seeds decides. Wholly on the predicted side of
-zero it is `supported`, wholly on the other `opposed`; anything else, and any single seed, is
-`undecided`. The effect depends on the claim's shape:
+zero it is `supported`, wholly on the other `opposed`; anything else, any single seed, and seeds
+that all say the same, as those of a score of few steps may, are `undecided`. The effect depends on
+the claim's shape:
 
   rises, falls        least-squares slope of the metric (of its logarithm, if in LOG_METRICS) over
                       the points' rank
@@ -34,9 +35,10 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.read import WHERE_NOT_WHAT
-from model import GPTConfig, mask_density
+from model import NORM_EPS, GPTConfig, mask_density
 
 LEVEL = 0.95  # of every interval
+ROUNDING = 1e-9  # of a metric: a half-width below it, as of few equal seeds, is no certainty
 MARGIN = 0.01  # a perplexity higher by less than 1 % is no worse
 SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
 
@@ -73,6 +75,19 @@ def slope(values):
         return 0.0
     rank = np.arange(len(values)) - (len(values) - 1) / 2
     return float(rank @ (np.asarray(values) - values[0]) / (rank @ rank))
+
+
+def entry(*keys):
+    """The function of a run that looks up its analysis by these keys, one inside the other; None
+    where an older run lacks it."""
+
+    def look_up(run):
+        value = run.analysis
+        for key in keys:
+            value = None if value is None else value.get(key)
+        return value
+
+    return look_up
 
 
 def choice_accuracy(run):
@@ -112,6 +127,56 @@ CLAIM_METRICS = {
     "growth at initialisation": growth_at_initialisation,
     "slope of log deviation": slope_of_log_deviation,
 }
+
+
+def use_of_depth(ratios):
+    """Columns of a report: scores of the use of depth by these ratios, of results/scores.py."""
+    return {
+        "N_eff": entry(ratios, "n_eff"),
+        "N_eff / L": entry(ratios, "n_eff_share"),
+        "N_eff / (L - 1) without block 1": entry(ratios, "n_eff_share_without_first"),
+        "sum of u": entry(ratios, "sum"),
+        "geometric mean of u": entry(ratios, "geometric_mean"),
+        "geometric mean times L": entry(ratios, "geometric_mean_times_L"),
+        "share of blocks at its floor": entry(ratios, "at_floor"),
+    }
+
+
+def permutation_times_L(run):
+    permutation = run.analysis["permutation"]
+    return None if permutation is None else permutation * len(run.analysis["prune_ratios"])
+
+
+COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
+    "Growth and updates, free of the stream's scale": {
+        "var h_L / var h_1": entry("growth", "growth"),
+        "var h_L / var h_0": entry("growth", "growth_from_embedding"),
+        "exponent": entry("growth", "exponent"),
+        "update angle": entry("updates", "angle"),
+        "update angle times L": entry("updates", "angle_times_L"),
+        "update / stream": entry("updates", "size"),
+        "permutation times L": permutation_times_L,
+    },
+    "Use of depth, a block made linear": use_of_depth("linear_use"),
+    "Use of depth, a block removed": use_of_depth("removal_use"),
+    "Size, data, and the gap between held-out and training text": {
+        "parameters (M)": lambda run: run.summary["params"] / 1e6,
+        "active (M)": lambda run: run.summary["active_params"] / 1e6,
+        "passes over the training tokens": entry("text", "passes"),
+        "held-out loss": entry("text", "held_out_loss"),
+        "training loss": entry("text", "training_loss"),
+        "held-out less training": entry("text", "gap"),
+    },
+}
+EPS_SHARE = 0.01  # of a variance: with more, the norms' eps is no longer negligible
+
+
+def eps_counts(run):
+    """Is the norms' eps more than 1 % of the variance of some h_l? Then the stream's scale is not
+    free, and growth means less."""
+    return EPS_SHARE * min(run.analysis["variance"]["residual"]) < NORM_EPS
+
+
 LOG_METRICS = (
     "perplexity",
     "last-layer variance",
@@ -293,6 +358,8 @@ def judge(table, shape, log=False):
     if rule.lowest:
         table = -table
     mean, half = rule.effect(table)
+    if half <= ROUNDING * np.abs(table).max():
+        return "undecided", mean, half
     predicted = rule.sign * (mean - rule.threshold)
     if predicted > half:
         return "supported", mean, half
@@ -331,11 +398,11 @@ RATES = {"learning_rate", "min_lr"}
 def varying_options(runs):
     """The entries of config.json that differ among runs and say what a run is, but for the seed."""
     configs = [run.config for run in runs]
-    ignored = {"seed", "sweep", *WHERE_NOT_WHAT}
+    ignored = {"seed", "sweep", "code", *WHERE_NOT_WHAT}
     return {
         option
-        for option in configs[0].keys() - ignored
-        if any(config[option] != configs[0][option] for config in configs)
+        for option in set().union(*configs) - ignored
+        if any(config.get(option) != configs[0].get(option) for config in configs)
     }
 
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image  # which matplotlib stands on
 
 from data.files import replacing
-from results.claims import METRICS, interval, moved_density
+from results.claims import METRICS, entry, eps_counts, interval, moved_density
 
 POINT_METRICS = (  # of point_figure, a panel each
     "perplexity",
@@ -30,6 +30,7 @@ SHARES = ("choice accuracy", "usefulness", "N_eff / L")  # their axes end where 
 JUST_ABOVE_ONE = 1.03  # upper end of a share's axis
 THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).tolist()]
 SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below looks the same
+SMALLEST_VARIANCE = 1e-300
 LEGEND_AT_THE_RIGHT = {"loc": "outside right center", "fontsize": 9}
 SLANTED = {"rotation": 30, "ha": "right"}  # long labels of an axis
 PNG_COLOURS = 128
@@ -99,29 +100,18 @@ class Panel:
     title: str
     xlabel: str
     ylabel: str
-    curve: Callable  # of a run: a number for each place along x
+    curve: Callable  # of a run: a number for each place along x; None: an older run lacks it
     x: Callable | None = None  # of a run: those places; None: first, first + 1, ...
     first: int = 0
     log: bool = True  # the vertical axis; means and intervals are then of logarithms
     log_x: bool = False
     ylim: tuple | None = None
-
-
-def score(*keys):
-    """The function of a run that looks up its analysis by these keys, one inside the other."""
-
-    def look_up(run):
-        value = run.analysis
-        for key in keys:
-            value = value[key]
-        return value
-
-    return look_up
+    hollow: Callable | None = None  # of a run: whether its point's markers are
 
 
 def growth(*keys):
     """The same for ratios of losses, as relative growth of the loss: 0.1 for 1.1."""
-    ratios = score(*keys)
+    ratios = entry(*keys)
     return lambda run: np.maximum(np.array(ratios(run)) - 1, SMALLEST_GROWTH)
 
 
@@ -140,16 +130,31 @@ def shares_above_thresholds(run):
 
 
 def variance_before_training(run):
-    return np.divide(run.log[0]["variance"], run.analysis["predicted_variance"])
+    return over_predicted(run, run.log[0]["variance"])
 
 
 def variance_after_training(run):
-    return np.divide(run.analysis["variance"]["residual"], run.analysis["predicted_variance"])
+    return over_predicted(run, run.analysis["variance"]["residual"])
 
 
-def of_block(title, ylabel, curve):
+def over_predicted(run, variance):
+    """None where scores were taken at another length than the theory speaks of."""
+    predicted = run.analysis.get("predicted_variance")
+    return np.divide(variance, predicted) if predicted else None
+
+
+def growth_since_block_1(run):
+    variance = np.array(run.analysis["variance"]["residual"])
+    return variance[1:] / max(variance[1], SMALLEST_VARIANCE)
+
+
+def update_angles(run):
+    return np.pi * np.diagonal(run.analysis["angular_distance"], offset=1)
+
+
+def of_block(title, ylabel, curve, **options):
     """A panel over the blocks 1 to L."""
-    return Panel(title, "block", ylabel, curve, first=1)
+    return Panel(title, "block", ylabel, curve, first=1, **options)
 
 
 def of_state(title, ylabel, curve):
@@ -157,19 +162,63 @@ def of_state(title, ylabel, curve):
     return Panel(title, "block", ylabel, curve, first=0)
 
 
+def median_over_mean(run):
+    return over_mean(run, "median")
+
+
+def without_first_over_mean(run):
+    return over_mean(run, "without_first")
+
+
+def over_mean(run, kind):
+    """The stream's variance of another kind over its mean over tokens."""
+    variance = run.analysis["variance"]
+    return np.divide(variance[kind], variance["residual"]) if kind in variance else None
+
+
 def of_removed(title, order):
     """A panel over the number of blocks removed in this order."""
-    return Panel(title, "blocks removed", "loss", score("cumulative", order), log=False)
+    return Panel(title, "blocks removed", "loss", entry("cumulative", order), log=False)
 
 
 GROWTH = "relative growth of the loss"
+SIZE = "|update| / |stream|"
+COSINE = "cos(update, stream)"
 OVER_PREDICTED = "variance of h_l / predicted"
 LINES = {  # figure: its panels, two in a row
     "variance": [
         Panel("during training", "step", "variance of h_L", last_variance_at_steps, x=steps),
-        of_state("after training", "variance of h_l", score("variance", "residual")),
-        of_block("attention branch", "variance", score("variance", "attention")),
-        of_block("feed-forward branch", "variance", score("variance", "mlp")),
+        of_state("after training", "variance of h_l", entry("variance", "residual")),
+        of_block("attention branch", "variance", entry("variance", "attention")),
+        of_block("feed-forward branch", "variance", entry("variance", "mlp")),
+    ],
+    "scale_free": [
+        of_block(
+            "growth (hollow: the norms' eps counts)",
+            "var h_l / var h_1",
+            growth_since_block_1,
+            hollow=eps_counts,
+        ),
+        of_block("update angle", "radians", update_angles),
+        of_block("block", SIZE, entry("size", "block")),
+        of_block("block", COSINE, entry("cosine", "block"), log=False),
+        of_block("attention branch", SIZE, entry("size", "attention")),
+        of_block("attention branch", COSINE, entry("cosine", "attention"), log=False),
+        of_block("feed-forward branch", SIZE, entry("size", "mlp")),
+        of_block("feed-forward branch", COSINE, entry("cosine", "mlp"), log=False),
+    ],
+    "tokens": [
+        Panel(
+            "held-out loss by position",
+            "tokens read",
+            "loss",
+            entry("text", "by_position"),
+            x=entry("text", "positions_read"),
+            log=False,
+            log_x=True,
+        ),
+        of_state("median over tokens", "median / mean variance", median_over_mean),
+        of_state("without position 0", "variance / with it", without_first_over_mean),
     ],
     "pruning": [
         of_block("one block removed", GROWTH, growth("prune_ratios")),
@@ -194,18 +243,18 @@ LINES = {  # figure: its panels, two in a row
     ],
     "jacobian": [
         of_block(
-            "averaged over tokens, then norm", "||J - I|| / d", score("jacobian", "deviation")
+            "averaged over tokens, then norm", "||J - I|| / d", entry("jacobian", "deviation")
         ),
-        of_block("norm, then averaged", "||J - I|| / d", score("jacobian", "per_token")),
-        of_block("off the diagonal", "||J - diag J|| / d", score("jacobian", "off_diagonal")),
-        of_block("spectral norm", "||J||", score("jacobian", "spectral")),
+        of_block("norm, then averaged", "||J - I|| / d", entry("jacobian", "per_token")),
+        of_block("off the diagonal", "||J - diag J|| / d", entry("jacobian", "off_diagonal")),
+        of_block("spectral norm", "||J||", entry("jacobian", "spectral")),
     ],
     "theory": [
         of_state("before training", OVER_PREDICTED, variance_before_training),
         of_state("after training", OVER_PREDICTED, variance_after_training),
     ],
     "similarity": [
-        of_block("block influence", "1 - cos(input, output)", score("block_influence")),
+        of_block("block influence", "1 - cos(input, output)", entry("block_influence")),
         of_state(
             "early read-out",
             "KL to the final one (nats)",
@@ -215,12 +264,20 @@ LINES = {  # figure: its panels, two in a row
 }
 
 
+def drawable(panels, points):
+    """The panels whose curve every run has."""
+    runs = [run for of_point in points.values() for run in of_point]
+    return [panel for panel in panels if all(panel.curve(run) is not None for run in runs)]
+
+
 def line_figure(points, panels):
-    n_rows = len(panels) // 2
+    n_rows = (len(panels) + 1) // 2
     size = (9.5, 3.4 * n_rows)
     figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
-    for axis, panel in zip(axes.flat, panels, strict=True):
+    for axis, panel in zip(axes.flat, panels, strict=False):
         draw_lines(axis, points, panel)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
     return figure
 
@@ -246,6 +303,8 @@ def draw_line(axis, point, runs, panel, style):
     mean, half = np.array([interval(column) for column in table.T]).T
     x = panel.x(runs[0]) if panel.x else np.arange(len(mean)) + panel.first
     sparse = max(1, len(mean) // 8)
+    if panel.hollow and any(panel.hollow(run) for run in runs):
+        style = {**style, "markerfacecolor": "white"}
     axis.plot(x, back(mean), label=point, markevery=sparse, markersize=4, **style)
     if len(runs) > 1:
         low, high = back(mean - half), back(mean + half)

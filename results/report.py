@@ -3,9 +3,18 @@
 import math
 
 from data.files import BadInput, write_text
-from results.claims import CLAIMS, LOG_METRICS, METRICS, interval, judge_sweep
+from results.claims import (
+    CLAIMS,
+    COMPANIONS,
+    LOG_METRICS,
+    METRICS,
+    eps_counts,
+    interval,
+    judge_sweep,
+)
 from results.figures import (
     LINES,
+    drawable,
     joint_figure,
     ladder_figure,
     line_figure,
@@ -13,6 +22,8 @@ from results.figures import (
     point_figure,
     save_figure,
 )
+
+EPS_MARK = " †"
 
 
 def report_sweep(runs, folder):
@@ -41,8 +52,7 @@ def draw_figures(points):
     runs = [run for runs in points.values() for run in runs]
     figures = {"points": point_figure(points)}
     for name, panels in LINES.items():
-        # The theory's prediction is missing where scores were taken at another length.
-        if name != "theory" or all(run.analysis.get("predicted_variance") for run in runs):
+        if panels := drawable(panels, points):
             figures[name] = line_figure(points, panels)
     figures["matrices"] = matrix_figure(points)
     if any(run.rung is not None for run in runs):
@@ -72,6 +82,7 @@ def report_text(name, points, absent, figures):
         "",
         *claims_table({name: points}),
         "",
+        *companion_tables(points),
         *pictures,
     ]
     return "\n".join(lines) + "\n"
@@ -99,17 +110,40 @@ def sentences(runs, absent):
     return said
 
 
-def metrics_table(points):
+def metrics_table(points, metrics=METRICS):
     """Lines of a Markdown table: the metrics of every point."""
-    lines = [table_row("point", *METRICS), table_rule(1 + len(METRICS))]
+    lines = [table_row("point", *metrics), table_rule(1 + len(metrics))]
     for point, runs in points.items():
-        cells = [with_interval([metric(run) for run in runs]) for metric in METRICS.values()]
+        cells = [with_interval([metric(run) for run in runs]) for metric in metrics.values()]
         lines.append(table_row(point, *cells))
+    return lines
+
+
+def companion_tables(points):
+    """Lines of the tables of COMPANIONS, without the columns that no run has."""
+    marked = {point + EPS_MARK * any(map(eps_counts, of)): of for point, of in points.items()}
+    runs = [run for of_point in points.values() for run in of_point]
+    lines = []
+    for title, columns in COMPANIONS.items():
+        there = {
+            name: metric
+            for name, metric in columns.items()
+            if any(metric(run) is not None for run in runs)
+        }
+        if there:
+            lines += [f"{title}:", "", *metrics_table(marked, there), ""]
+    if marked.keys() != points.keys():
+        lines += [
+            f"{EPS_MARK.strip()} the norms' eps is more than 1 % of a variance of the stream.",
+            "",
+        ]
     return lines
 
 
 def with_interval(values):
     mean, half = interval(values)
+    if math.isnan(mean):
+        return "–"
     return f"{mean:.4g}" + (f" ± {half:.2g}" if math.isfinite(half) else "")
 
 

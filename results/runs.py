@@ -21,58 +21,172 @@ from pathlib import Path
 
 import torch
 
-from configs.read import OPTIONS, WHERE_NOT_WHAT, build_configs
-from data.files import BadInput, read_json, write_json, write_text
+from configs.read import OPTIONS, WHERE_NOT_WHAT, build_configs, check_option
+from data.files import (
+    BadInput,
+    Number,
+    check_name,
+    fault_of,
+    read_json,
+    read_json_lines,
+    read_text,
+    reason,
+    write_json,
+    write_text,
+)
 from model import GPT
+from results.scores import derived
 
 DIGITS = 6  # of a measured number, once it is published
 MATRICES = ("causal_matrix", "permutation_matrix", "angular_distance")  # half of a file
 MATRIX_DIGITS = 3
 
+# What others read of the files below, and of what kind it must be.
+NUMBERS, NONE = [Number()], type(None)
+SUMMARY = {
+    "diverged": bool,
+    "seconds": Number(float, 0),
+    "val_loss": (Number(), NONE),
+    "perplexity": (Number(), NONE),
+    "last_layer_variance": (Number(), NONE),
+    "torch": str,
+    "device": str,
+}
+LOGGED = {"step": Number(int, 0), "tokens": Number(int, 0)}
+VALIDATED = {**LOGGED, "val_loss": Number(), "variance": NUMBERS}
+ANALYSIS = {
+    "sequences": Number(int, 1),
+    "length": Number(int, 1),
+    "variance": {"residual": NUMBERS, "attention": NUMBERS, "mlp": NUMBERS},
+    "prune_ratios": NUMBERS,
+    "cumulative": {"last": NUMBERS, "least": NUMBERS, "greedy": NUMBERS},
+    "causal_matrix": [NUMBERS],
+    "causal": (Number(), NONE),
+    "permutation_matrix": [NUMBERS],
+    "permutation": (Number(), NONE),
+    "linear_ratios": {"held_out": NUMBERS, "same": NUMBERS, "transposed": NUMBERS},
+    "usefulness": {"held_out": Number(), "same": Number(), "transposed": Number()},
+    "n_eff": Number(),
+    "n_eff_share": Number(),
+    "jacobian": {
+        "deviation": NUMBERS,
+        "off_diagonal": NUMBERS,
+        "spectral": NUMBERS,
+        "per_token": NUMBERS,
+    },
+    "block_influence": NUMBERS,
+    "angular_distance": [NUMBERS],
+    "logit_lens": NUMBERS,
+    "densities": {
+        "weight": Number(),
+        "attention": Number(),
+        "key_value": Number(),
+        "expert": Number(),
+    },
+}
+# How many numbers, or rows, an entry holds beyond the number of blocks.
+LENGTHS = {
+    ("variance", "residual"): 1,
+    ("variance", "attention"): 0,
+    ("variance", "mlp"): 0,
+    ("prune_ratios",): 0,
+    ("cumulative", "greedy"): 1,
+    ("causal_matrix",): 0,
+    ("permutation_matrix",): 0,
+    ("linear_ratios", "held_out"): 0,
+    ("jacobian", "deviation"): 0,
+    ("block_influence",): 0,
+    ("angular_distance",): 1,
+    ("logit_lens",): 1,
+}
+CHECKPOINT = {
+    "model": dict,
+    "optimizer": dict,
+    "step": Number(int, 0),
+    "seconds": Number(float, 0),
+}
+
 
 # One folder --------------------------------------------------------------------------------------
+
+
+def configs_of(written, source):
+    """(GPTConfig, TrainConfig) of what a config.json holds, also one from before some options
+    existed. Raises BadInput, which names the source and the option."""
+    options = {
+        name: check_option(name, value, source)
+        for name, value in written.items()
+        if name in OPTIONS
+    }
+    return build_configs(options, source)
 
 
 def load_checkpoint(folder, map_location):
     """What train.py saved last: {"model", "optimizer", "step", "seconds"}. Raises BadInput."""
     path = folder / "ckpt.pt"
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
+    if not path.exists():
         raise BadInput(
-            f"{path} cannot be read ({type(error).__name__}): delete {folder} to train it again"
-        ) from None
+            f"{folder} has no ckpt.pt: its weights were not kept, as of runs restored from a "
+            "published file; train it in another --out_dir"
+        )
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise damaged(folder, f"{type(error).__name__}") from None
+    if fault := fault_of(checkpoint, CHECKPOINT):
+        raise damaged(folder, fault)
+    return checkpoint
+
+
+def damaged(folder, fault):
+    return BadInput(
+        f"{folder / 'ckpt.pt'} cannot be used ({fault}): delete {folder} to train it again"
+    )
+
+
+def load_weights(model, checkpoint, folder):
+    """Put the checkpoint's weights into the model; raises BadInput where they are not its own."""
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except Exception as error:  # of another shape, under other names, or no tensors at all
+        raise damaged(folder, f"it is of another model: {reason(error)}") from None
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise damaged(folder, "its weights are not finite")
 
 
 def load_run(folder, device="cpu"):
     """A trained model, fp32 and in eval mode, with its TrainConfig. Raises BadInput."""
     folder = Path(folder)
-    try:
-        written = read_json(folder / "config.json")
-    except (OSError, ValueError):
-        raise BadInput(f"{folder} is not a run folder: it has no readable config.json") from None
-    options = {name: value for name, value in written.items() if name in OPTIONS}
-    model_config, config = build_configs(options, folder / "config.json")
+    if not (folder / "config.json").exists():
+        raise BadInput(f"{folder} is not a run folder: it has no config.json")
+    path = folder / "config.json"
+    model_config, config = configs_of(read_json(path, dict), path)
+    checkpoint = load_checkpoint(folder, device)
     model = GPT(model_config).to(device)
-    model.load_state_dict(load_checkpoint(folder, device)["model"])
+    load_weights(model, checkpoint, folder)
     return model.eval(), config
 
 
 def read_log(folder):
-    """The lines of log.jsonl as dicts, without a last one that a kill cut short."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """The lines of log.jsonl as dicts, without a last one that a kill cut short. Raises BadInput,
+    which names the line, where another is damaged."""
+    path = folder / "log.jsonl"
+    cut_short = not read_text(path).endswith("\n")
+    lines = read_json_lines(path, LOGGED, n_left_out=1 if cut_short else 0)
+    return [line for _, line in lines]
 
 
 def finished(folder, identity):
-    """Is the run with this config.json done? Raises BadInput where the folder holds another's work.
+    """Is the run of this identity done? It is what config.json holds, but for "sweep". Raises
+    BadInput where the folder holds another run's work, or the same run's by other code.
 
     The options that say where a run goes and not what it is may differ, and so may "sweep": the
-    same run can be a point of several sweeps."""
-    if not (folder / "config.json").exists():
+    same run can be a point of several sweeps. Older runs do not say what code they are by."""
+    path = folder / "config.json"
+    if not path.exists():
         return False
-    was = read_json(folder / "config.json")
-    not_compared = {*WHERE_NOT_WHAT, "sweep"}
+    was = {"code": identity["code"], **read_json(path, dict)}
+    not_compared = {*WHERE_NOT_WHAT, "sweep", "code"}
     changed = [
         f"{name} was {was.get(name)}, now {value}"
         for name, value in identity.items()
@@ -82,6 +196,11 @@ def finished(folder, identity):
         raise BadInput(
             f"{folder} holds a run of another config ({'; '.join(changed)}): delete it, "
             "or set --out_dir"
+        )
+    if was["code"] != identity["code"]:
+        raise BadInput(
+            f"{folder} was trained by other code: after two small steps its loss and gradient norm "
+            f"were {was['code']}, and are {identity['code']} now; train anew in another --out_dir"
         )
     return (folder / "summary.json").exists()
 
@@ -154,12 +273,15 @@ def sweep_from_name(name, places):
     }
 
 
-def with_sweeps(runs):
-    """The runs; those whose config.json is from before it said what varies are told so."""
+def completed(runs):
+    """The runs; older ones are told what their sweep varies, which config.json did not yet say, and
+    are given those scores that follow from what their analysis.json holds."""
     places = {}
     for run in runs:
         if "sweep" not in run.config:
             run.config = {**run.config, "sweep": sweep_from_name(run.name, places)}
+        if run.analysis is not None:
+            run.analysis = derived(run.analysis) | run.analysis
     return runs
 
 
@@ -167,32 +289,64 @@ def read_runs(path):
     """All finished runs, [Run], of a sweep's folder (sorted: 4 blocks before 16), or of the JSON
     file that publish_runs made of one (as they stand there). Raises BadInput."""
     if path.suffix == ".json":
-        return with_sweeps(read_published(path))
+        return completed(read_published(path))
     folders = sorted(file.parent for file in path.glob("*/summary.json"))
-    return sorted(with_sweeps([read_run(folder) for folder in folders]), key=lambda run: run.order)
+    return sorted(completed([read_run(folder) for folder in folders]), key=lambda run: run.order)
 
 
 def read_run(folder):
     analysis = folder / "analysis.json"
-    return Run(
-        name=folder.name,
-        config=read_json(folder / "config.json"),
-        summary=read_json(folder / "summary.json"),
-        log=[line for line in read_log(folder) if "val_loss" in line],
-        analysis=read_json(analysis) if analysis.exists() else None,
-    )
+    log = [line for line in read_log(folder) if "val_loss" in line]
+    fields = {
+        "config": read_json(folder / "config.json", dict),
+        "summary": read_json(folder / "summary.json", SUMMARY),
+        "log": log,
+        "analysis": read_json(analysis, (ANALYSIS, NONE)) if analysis.exists() else None,
+    }
+    if fault := fault_of(log, [VALIDATED]):
+        raise BadInput(f"{folder / 'log.jsonl'}: {fault}")
+    return check_config(Run(folder.name, **fields), folder)
+
+
+def check_config(run, source):
+    """The run. Raises BadInput, naming the source, where its config cannot be, or its scores are
+    those of another number of blocks."""
+    model_config, _ = configs_of(run.config, f"{source}, config.json")
+    if run.analysis is None:
+        return run
+    for keys, more in LENGTHS.items():
+        values = run.analysis
+        for key in keys:
+            values = values[key]
+        wanted = model_config.n_layer + more
+        if len(values) != wanted:
+            name = ".".join(keys)
+            raise BadInput(
+                f"{source}, analysis.json: {name} has {len(values)} entries, where {wanted} belong"
+            )
+    return run
 
 
 def read_published(path):
+    """The runs of a published file. Raises BadInput where it is none, names the same run twice, or
+    names one that could leave its folder."""
+    wanted = {
+        "name": str,
+        "config": dict,
+        "summary": SUMMARY,
+        "log": [VALIDATED],
+        "analysis": (ANALYSIS, NONE),
+    }
     try:
-        runs = read_json(path)
-        for run in runs:
-            run.pop("seed", None)  # older files repeat what stands in the config
-        return [Run(**run) for run in runs]
-    except (TypeError, AttributeError, ValueError):
-        raise BadInput(
-            f"{path} is no sweep that --publish wrote: give such a file, or a folder of runs"
-        ) from None
+        runs = read_json(path, [wanted])
+    except BadInput as error:
+        raise BadInput(f"{error}; it is no sweep that --publish wrote") from None
+    names = [check_name(run["name"], f"{path}: the run") for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"{path} holds {name} twice, which would count as two seeds: remove one")
+    runs = [Run(**{field: run[field] for field in wanted}) for run in runs]
+    return [check_config(run, f"{path}, {run.name}") for run in runs]
 
 
 def publish_runs(runs, path):
@@ -228,6 +382,7 @@ def restore_runs(path, folder):
     """Run folders, without weights, from a published file: train.py takes their runs for finished
     and goes on with others. A run that was never scored cannot be without its weights, so it is
     left to be trained again. Raises BadInput where a folder exists already."""
+    check_name(path.stem, "the sweep")
     for run in read_runs(path):
         if run.analysis is None and not run.summary["diverged"]:
             continue

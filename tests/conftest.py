@@ -28,7 +28,7 @@ TOGGLES = {
     "moe": dict(n_expert=4, n_expert_active=2, expert_hidden=16),
     "moe_shared": dict(
         n_expert=4,
-        n_expert_active=1,
+        n_expert_active=2,
         n_shared_expert=1,
         expert_hidden=16,
         normalize_expert_weights=True,
@@ -80,7 +80,7 @@ block_size = 16
 batch_size = 4
 max_iters = 12
 eval_interval = 4
-eval_iters = 2
+eval_tokens = 128
 log_interval = 2
 warmup_iters = 3
 device = "cpu"

@@ -11,10 +11,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import analyze
-from conftest import as_if_trained, each_toggle
+from configs.read import TrainConfig
+from conftest import TOGGLES, as_if_trained, each_toggle
 from data.files import BadInput
 from data.read import load_items
 from model import GPT, GPTConfig
+from results import scores
 
 LAYERS, WIDTH, LENGTH, VOCABULARY = 4, 8, 6, 11
 
@@ -165,12 +167,6 @@ def test_causal_matrix_skips_each_block(toggle):
             assert matrix[s, l].item() == close(expected)
 
 
-def test_pair_mean_is_taken_above_the_diagonal():
-    matrix = torch.arange(16.0).view(4, 4)
-    assert analyze.pair_mean(matrix) == pytest.approx((1 + 2 + 3 + 6 + 7 + 11) / 6)
-    assert analyze.pair_mean(torch.zeros(1, 1)) is None
-
-
 def jacobian_of_each_token(block, h):
     """[J_t] with J_t[j, i] the derivative of sum_s block(h)[s, i] with respect to h[t, j]."""
     full = torch.autograd.functional.jacobian(block, h)[0, :, :, 0]  # (T out, C out, T in, C in)
@@ -270,6 +266,67 @@ def test_layer_variance_of_the_branches(toggle):
         assert variance["mlp"][layer].item() == pytest.approx(np.mean(mlp))
 
 
+class Silent(nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+@torch.no_grad()
+def opened(block, h):
+    """The stream h (1, T, C) before a block, between its branches, and after it, (T, C) arrays: it
+    stands still between while the feed-forward branch is silent."""
+    after, mlp = block(h), block.mlp
+    block.mlp = Silent()
+    between = block(h)
+    block.mlp = mlp
+    return [stream[0].numpy() for stream in (h, between, after)]
+
+
+def rms(vector):
+    return math.sqrt(np.mean(vector**2))
+
+
+def size_and_cosine(stream, update):
+    """Of one token, (C,) each."""
+    return rms(update) / rms(stream), update @ stream / (WIDTH * rms(update) * rms(stream))
+
+
+def angle_between(x, y):
+    """By Kahan's formula, which is exact for small angles, too."""
+    x, y = x / rms(x), y / rms(y)
+    return 2 * math.atan2(rms(x - y), rms(x + y))
+
+
+@each_toggle
+def test_updates_beside_the_stream_token_by_token(toggle):
+    model, (idx, _) = build(**toggle), data()
+    by_token = unchanged(analyze.stream_by_token, model, idx)
+    for n, row in enumerate(idx):
+        states = states_of(model, row)
+        for l, block in enumerate(model.blocks):
+            for t, (h, between, after) in enumerate(zip(*opened(block, states[l]), strict=True)):
+                pairs = {
+                    "attention": size_and_cosine(h, between - h),
+                    "mlp": size_and_cosine(between, after - between),
+                    "block": size_and_cosine(h, after - h),
+                }
+                for part, (size, cosine) in pairs.items():
+                    assert by_token[part, "size"][n, t, l].item() == close(size)
+                    assert by_token[part, "cosine"][n, t, l].item() == close(cosine)
+                assert by_token["angle"][n, t, l].item() == close(angle_between(h, after))
+
+
+def test_median_variance_and_without_the_first_position():
+    model, (idx, _) = build(), data()
+    variance = analyze.layer_variance(model, idx)
+    states = [states_of(model, row) for row in idx]
+    for l in range(LAYERS + 1):
+        by_token = np.array([of_row[l][0].numpy().var(axis=1, ddof=1) for of_row in states])
+        middle = sorted(by_token.flatten())[by_token.size // 2 - 1]  # the lower of two
+        assert variance["median"][l].item() == pytest.approx(middle)
+        assert variance["without_first"][l].item() == pytest.approx(by_token[:, 1:].mean())
+
+
 @each_toggle
 def test_angular_distance_and_block_influence(toggle):
     model, (idx, _) = build(**toggle), data()
@@ -303,11 +360,11 @@ def test_logit_lens_is_the_divergence_from_the_final_read_out(toggle):
 
 def test_scores_do_not_depend_on_the_size_of_the_pieces(monkeypatch):
     model, (idx, targets) = build(), data(5)
-    scores = []
+    results = []
     for n_tokens in (LENGTH, 10**6):
         monkeypatch.setattr(analyze, "TOKENS_AT_ONCE", n_tokens)
         maps = analyze.fit_linear_maps(model, idx)
-        scores.append(
+        results.append(
             [
                 analyze.prune_ratios(model, idx, targets),
                 analyze.linear_ratios(model, maps, idx, targets),
@@ -316,7 +373,7 @@ def test_scores_do_not_depend_on_the_size_of_the_pieces(monkeypatch):
                 analyze.jacobian_deviation(model, idx)["per_token"],
             ]
         )
-    for one_by_one, at_once in zip(*scores, strict=True):
+    for one_by_one, at_once in zip(*results, strict=True):
         assert torch.allclose(one_by_one, at_once, atol=1e-9)
 
 
@@ -390,15 +447,111 @@ def test_swapping_identical_blocks_changes_nothing():
     assert matrix[0, 1] > 1e-4
 
 
-def test_usefulness_by_hand():
-    assert analyze.usefulness([1.2, 1.05, 1.11, 0.9]) == 0.5
-    assert analyze.usefulness([1.2, 1.05, 1.11, 0.9], threshold=1.01) == 0.75
+# Sampling error ----------------------------------------------------------------------------------
 
 
-def test_effective_depth_by_hand():
-    assert analyze.effective_depth([1.5, 1.5, 1.0, 0.9]) == pytest.approx(2)
-    assert analyze.effective_depth([1.3, 1.1]) == pytest.approx(0.4**2 / (0.09 + 0.01))
-    assert analyze.effective_depth([1.0, 0.9]) == 0
+def scores_from_scratch(model, maps, idx, targets):
+    """Every score that gets a sampling error, by the instruments that return it whole."""
+    removed = analyze.prune_ratios(model, idx, targets).tolist()
+    linear = analyze.linear_ratios(model, maps, idx, targets).tolist()
+    permutation = analyze.permutation_matrix(model, idx, targets)
+    variance = analyze.layer_variance(model, idx)["residual"].tolist()
+    loss = loss_through(model, model.blocks, idx, targets)
+    angle = math.pi * analyze.angular_distance(model, idx)[0].diagonal(offset=1).numpy()
+    size = analyze.stream_by_token(model, idx)["block", "size"].mean(dim=(0, 1)).numpy()
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "causal": scores.pair_mean(analyze.causal_matrix(model, idx)),
+        "permutation": scores.pair_mean(permutation),
+        "prune_ratios": removed,
+        "linear_ratios": linear,
+        "removal_use": scores.use_of_depth(removed),
+        "linear_use": scores.use_of_depth(linear),
+        "last_layer_variance": variance[-1],
+        "growth": scores.growth_of_variance(variance),
+        "updates": scores.updates_in_the_middle(angle, size),
+    }
+
+
+def flattened(tree, path=()):
+    """{path: array} of numbers in dicts."""
+    if not isinstance(tree, dict):
+        return {path: np.array(tree)}
+    return {key: v for name in tree for key, v in flattened(tree[name], (*path, name)).items()}
+
+
+@pytest.mark.parametrize("toggle", ["plain", "together"])
+def test_standard_errors_are_those_of_leaving_out_each_sequence(toggle, monkeypatch):
+    """Against running the model anew without each."""
+    N, model = 5, build(**TOGGLES[toggle])
+    sets = {parity: data(N, parity) for parity in (0, 1)}
+    monkeypatch.setattr(analyze, "held_out_sequences", lambda *_, parity=0, device: sets[parity])
+    analysis = analyze.score_run(model, None, N, torch.device("cpu"))
+    maps = analyze.fit_linear_maps(model, sets[1][0])
+    idx, targets = sets[0]
+    others = [[m for m in range(N) if m != n] for n in range(N)]
+    left_out = [
+        flattened(scores_from_scratch(model, maps, idx[kept], targets[kept])) for kept in others
+    ]
+    errors = flattened(analysis["standard_errors"])
+    assert errors.keys() == left_out[0].keys()
+    for name, error in errors.items():
+        table = np.array([of_one[name] for of_one in left_out])
+        expected = np.sqrt((N - 1) / N * ((table - table.mean(axis=0)) ** 2).sum(axis=0))
+        assert error == pytest.approx(expected, rel=1e-6, abs=1e-12), name
+    values = flattened(scores_from_scratch(model, maps, idx, targets))
+    for name in values.keys() - {("last_layer_variance",), ("linear_ratios",)}:
+        value = analysis
+        for key in name:
+            value = value[key]
+        assert value == pytest.approx(values[name], rel=1e-6), name
+
+
+# Held-out and training text ----------------------------------------------------------------------
+
+
+@each_toggle
+def test_losses_by_position(toggle):
+    model, (idx, targets) = build(**toggle), data()
+    losses = unchanged(analyze.losses_by_position, model, idx, targets)
+    for n, (row, wanted) in enumerate(zip(idx, targets, strict=True)):
+        for t in range(LENGTH):
+            logits = model.head(model.norm(states_of(model, row)[-1]))[0, t]
+            assert losses[n, t].item() == close(-logits.log_softmax(0)[wanted[t]].item())
+
+
+def test_text_is_scored_in_the_whole_context_on_as_many_tokens_of_either_file(project):
+    """One sequence at a time: twelve of each file, from end to end."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_embd=16, n_head=2, block_size=16, n_layer=2)).eval()
+    config = TrainConfig(
+        dataset="tiny", eval_tokens=12 * 16, max_iters=25, warmup_iters=0, batch_size=2
+    )
+    entry, errors = analyze.score_text(model, config)
+    means = {}
+    for split in ("val", "train"):
+        tokens = np.fromfile(project / f"data/tiny/{split}.bin", dtype=np.uint16).astype(int)
+        starts = np.linspace(0, len(tokens) - 17, 12).astype(int)
+        rows = torch.from_numpy(np.array([tokens[start : start + 17] for start in starts]))
+        with torch.no_grad():
+            log_probability = model(rows[:, :-1])[0].log_softmax(-1)
+        losses = -log_probability.gather(-1, rows[:, 1:, None])[..., 0]
+        means[split] = losses.mean(dim=1).double().numpy()
+        if split == "val":
+            by_bin = [losses[:, a:b].mean().item() for a, b in zip(EDGES, EDGES[1:], strict=False)]
+            assert entry["by_position"] == pytest.approx(by_bin, rel=1e-5)
+    held_out, training = means["val"], means["train"]
+    assert entry["held_out_loss"] == pytest.approx(held_out.mean(), rel=1e-5)
+    assert entry["training_loss"] == pytest.approx(training.mean(), rel=1e-5)
+    assert entry["gap"] == pytest.approx(held_out.mean() - training.mean(), rel=1e-3)
+    variances = [of.var(ddof=1) / 12 for of in (held_out, training)]
+    assert errors["gap"] == pytest.approx(math.sqrt(sum(variances)), rel=1e-3)
+    assert entry["positions_read"] == [1, 2, 3.5, 6.5, 12.5]
+    assert entry["passes"] == 25 * 2 * 16 / 4000
+
+
+EDGES = [0, 1, 2, 4, 8, 16]
 
 
 # Interrupted -------------------------------------------------------------------------------------
@@ -515,14 +668,14 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
     """All of it as plain numbers and lists, and nothing that nobody reads."""
     model = build().float()
     monkeypatch.setattr(analyze, "held_out_sequences", lambda *_, parity=0, device: data(3, parity))
-    scores = analyze.score_run(model, None, 3, torch.device("cpu"))
-    assert json.loads(json.dumps(scores)) == scores
-    assert set(scores["jacobian"]) == {"deviation", "off_diagonal", "spectral", "per_token"}
-    assert not scores.keys() & {"share_above", "thresholds"}
+    analysis = analyze.score_run(model, None, 3, torch.device("cpu"))
+    assert json.loads(json.dumps(analysis)) == analysis
+    assert set(analysis["jacobian"]) == {"deviation", "off_diagonal", "spectral", "per_token"}
+    assert not analysis.keys() & {"share_above", "thresholds"}
     idx, targets = data(3, 0)
     ratios = analyze.linear_ratios(
         model, analyze.fit_linear_maps(model, data(3, 1)[0]), idx, targets
     )
-    assert scores["linear_ratios"]["held_out"] == pytest.approx(ratios.tolist(), rel=1e-5)
-    assert scores["usefulness"]["held_out"] == analyze.usefulness(ratios)
-    assert scores["causal"] == pytest.approx(analyze.pair_mean(analyze.causal_matrix(model, idx)))
+    assert analysis["linear_ratios"]["held_out"] == pytest.approx(ratios.tolist(), rel=1e-5)
+    assert analysis["usefulness"]["held_out"] == scores.usefulness(ratios)
+    assert analysis["causal"] == pytest.approx(scores.pair_mean(analyze.causal_matrix(model, idx)))

@@ -133,6 +133,13 @@ def test_every_claim_has_a_rule_and_a_metric():
         assert claim.metric in claims.CLAIM_METRICS
 
 
+def test_seeds_that_all_say_the_same_are_no_certainty():
+    """A score of few steps, as usefulness is, repeats exactly; and sums round, here to -1.6e-18."""
+    assert judge([[0.75] * 3, [0.25] * 3], "falls")[0] == "undecided"
+    to_and_fro = np.array([3, 2, 1, 1, 2, 3]) / 6
+    assert judge(np.repeat(to_and_fro[:, None], 3, axis=1), "falls")[0] == "undecided"
+
+
 # Which claims a sweep speaks to ------------------------------------------------------------------
 
 
@@ -210,12 +217,12 @@ def test_claims_keep_silent_on_a_single_point():
 def test_a_sweep_is_judged_in_the_order_of_its_option():
     variance = {16: 4.0, 2: 1.0, 8: 3.0, 4: 2.0}  # given out of order
     points = {
-        str(L): [made_up_run(seed, math.exp(v + 0.01 * seed), n_layer=L) for seed in range(3)]
+        str(L): [made_up_run(seed, math.exp(v + 0.01 * seed * v), n_layer=L) for seed in range(3)]
         for L, v in variance.items()
     }
     first = judge_sweep(points)[0]
     assert (first.claim.name, first.verdict) == ("C1", "supported")
-    assert first.effect == pytest.approx(1)
+    assert first.effect == pytest.approx(1.01)  # of seeds 1, 1.01 and 1.02
 
 
 def test_a_sweep_is_judged_on_the_seeds_that_all_points_have():
@@ -300,9 +307,25 @@ def test_only_the_rungs_of_a_ladder_are_climbed():
     for name, (rung, accuracy) in ladder.items():
         depth = 4 if rung == 0 else 8
         points[name] = [
-            made_up_run(seed, accuracy=accuracy + 0.001 * seed, rung=rung, n_layer=depth)
+            made_up_run(seed, accuracy=accuracy * (1 + 0.01 * seed), rung=rung, n_layer=depth)
             for seed in range(3)
         ]
     of_metric = {verdict.claim.metric: verdict for verdict in judge_sweep(points)}
     assert of_metric["choice accuracy"].verdict == "supported"
-    assert of_metric["choice accuracy"].effect == pytest.approx(0.1)
+    assert of_metric["choice accuracy"].effect == pytest.approx(0.101)
+
+
+# Older runs --------------------------------------------------------------------------------------
+
+
+def test_an_option_that_only_newer_runs_have_varies_between_old_and_new():
+    old, new = (Run("", {"seed": 0, **more}, {}, [], None) for more in ({"a": 1}, {"b": 1}))
+    assert claims.varying_options([old, old]) == set()
+    assert claims.varying_options([old, new]) == {"a", "b"}
+
+
+def test_what_an_older_run_lacks_is_none():
+    run = Run("", {}, {}, [], {"growth": {"growth": 3.0}})
+    assert claims.entry("growth", "growth")(run) == 3
+    assert claims.entry("growth", "exponent")(run) is None
+    assert claims.entry("text", "gap")(run) is None

@@ -193,6 +193,18 @@ def test_help_shows_each_option(capsys):
         ("[sweep]\nrung = [1]", ["small.toml", "rung"]),
         ('[[point]]\nname = "a"\nrung = "b"', ["small.toml", "rung", "int"]),
         ("[[point]]\nname = 3", ["small.toml", "name", "str"]),
+        ("sweep = 3", ["small.toml", "[sweep]"]),
+        ("point = 3", ["small.toml", "[[point]]"]),
+        ("point = []", ["small.toml", "[[point]]"]),
+        ("point = [3]", ["small.toml", "[[point]]"]),
+        ("[point]\nn_layer = 2", ["small.toml", "[[point]]"]),
+        ('[[point]]\nname = "a/b"', ["small.toml", "'a/b'", "name"]),
+        ('[[point]]\nname = ".."', ["small.toml", "'..'", "name"]),
+        ('[[point]]\nname = "../../evil"', ["small.toml", "evil", "name"]),
+        ('[[point]]\nname = "a\\u0000"', ["small.toml", "name"]),
+        ("a = " + "[" * 5000, ["small.toml", "TOML"]),
+        ("learning_rate = nan", ["learning_rate", "finite"]),
+        ("weight_decay = inf", ["weight_decay", "finite"]),
     ],
 )
 def test_a_bad_config_gets_one_sentence(project, refused, text, words):
@@ -212,6 +224,19 @@ def test_a_bad_config_gets_one_sentence(project, refused, text, words):
         ("--vocab_size=100", ["vocab_size", "too small"]),
         ("--block_size=700", ["block_size", "too few"]),
         ("--device=cuda:99", ["device"]),
+        ("--device=mps", ["device"]),
+        ("--device=", ["device", "empty"]),
+        ("--dataset=", ["dataset", "name"]),
+        ("--out_dir=", ["out_dir", "empty"]),
+        ("--dataset=../tiny", ["dataset", "name"]),
+        ("--learning_rate=nan", ["learning_rate", "finite"]),
+        ("--n_layer=1,,2", ["n_layer", "int"]),
+        ("--warmup_iters=13", ["warmup_iters", "max_iters"]),
+        ("--min_lr=1", ["min_lr", "learning_rate"]),
+        (f"--seed={2**63}", ["seed"]),
+        ("--n_layer=1000000000", ["n_layer", "memory"]),
+        ("--n_embd=1000000000", ["n_embd", "memory"]),
+        ("--batch_size=1000000000000", ["batch_size", "memory"]),
     ],
 )
 def test_a_bad_argument_gets_one_sentence(project, refused, argument, words):
@@ -258,7 +283,7 @@ SHARED = (
     "weight_decay",
     "warmup_iters",
     "max_iters",
-    "eval_iters",
+    "eval_tokens",
     "log_interval",
 )
 

@@ -11,6 +11,7 @@ import matplotlib.image
 import pytest
 
 from conftest import REPOSITORY
+from results.claims import COMPANIONS
 
 TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(150) for j in range(12))
 CONFIG = """
@@ -20,6 +21,7 @@ n_head = 2
 block_size = 32
 batch_size = 4
 max_iters = 20
+warmup_iters = 5
 eval_interval = 10
 device = "cpu"
 
@@ -114,12 +116,14 @@ def test_every_sweep_has_a_report_with_figures(analysed, sweep, points):
     folder = analysed / "out" / sweep
     report = (folder / "report.md").read_text()
     figures = re.findall(r"^!\[\w+\]\((\w+\.png)\)$", report, re.MULTILINE)
-    assert len(figures) == 8
+    assert len(figures) == 10
     for figure in figures:
         picture(folder / figure)
     for point in points:
         assert f"| {point} | " in report
     assert " ± " in report
+    tables = re.findall(r"^(.+):\n\n\| point \|", report, re.MULTILINE)
+    assert tables == list(COMPANIONS)
 
 
 @pytest.mark.parametrize("sweep, points", POINTS)
@@ -146,6 +150,8 @@ def test_every_run_has_its_scores(analysed):
     assert len(analysis["prune_ratios"]) == 3
     assert len(analysis["variance"]["residual"]) == 4
     assert analysis["task"]["items"] == 1
+    assert analysis["text"]["tokens"] == 65536
+    assert analysis["standard_errors"]["text"]["gap"] > 0
     assert analysis["choices"]["items"] > 20
 
 

@@ -4,12 +4,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from results.claims import entry
 from results.figures import (
+    LINES,
     curves_of,
+    draw_lines,
+    drawable,
     joint_figure,
     label_points,
+    line_figure,
     logarithmic,
     means_and_halves,
+    of_block,
     point_styles,
     save_figure,
     styles,
@@ -144,3 +150,29 @@ def test_saved_figures_are_small_and_whole(tmp_path, axis):
     assert picture.std() > 0.01
     assert (tmp_path / "line.png").stat().st_size < 20_000
     assert not list(tmp_path.glob("*.tmp"))
+
+
+# Older runs --------------------------------------------------------------------------------------
+
+
+def test_panels_that_an_older_run_lacks_are_left_out():
+    panels = [of_block("size", "", entry("size", "block")), of_block("loss", "", entry("losses"))]
+    old, new = {"losses": [2.0, 1.0]}, {"losses": [2.0, 1.0], "size": {"block": [0.5, 0.1]}}
+    points = depths(4, 8)
+    for run, analysis in zip([runs[0] for runs in points.values()], (old, new), strict=True):
+        run.analysis = analysis
+    assert drawable(panels, points) == panels[1:]
+    figure = line_figure(points, panels[1:])
+    assert [axis.axison for axis in figure.axes] == [True, False]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("smallest, marker", [(0.99e-4, "white"), (1.01e-4, None)])
+def test_growth_is_hollow_where_the_norms_eps_counts(axis, smallest, marker):
+    points = depths(2)
+    (runs,) = points.values()
+    runs[0].analysis = {"variance": {"residual": [smallest, 1.0, 2.0]}}
+    draw_lines(axis, points, LINES["scale_free"][0])
+    (line,) = axis.lines
+    assert line.get_ydata().tolist() == [1, 2]
+    assert line.get_markerfacecolor() == (marker or line.get_color())

@@ -87,7 +87,7 @@ def test_what_could_leave_its_folder_is_no_name(name):
     [
         ({"a": 1, "more": []}, {"a": int}, None),
         ({}, {"a": int}, "a is missing"),
-        ([], {"a": int}, "the content must be an object with a"),
+        ([], {"a": int}, "the content must be an object, not []"),
         ({"a": {"b": "x"}}, {"a": {"b": Number(int, 1)}}, "a.b = 'x' must be a whole number of"),
         ({"a": [1, 2, None]}, {"a": [Number()]}, "a[2] = None must be a finite number"),
         ({"a": 3}, {"a": [Number()]}, "a must be a list"),

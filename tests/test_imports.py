@@ -8,7 +8,13 @@ import pytest
 from conftest import REPOSITORY
 
 DATA = {"data.files", "data.read", "data.prepare"}
-RESULTS = {"results.runs", "results.claims", "results.figures", "results.report"}
+RESULTS = {
+    "results.scores",
+    "results.runs",
+    "results.claims",
+    "results.figures",
+    "results.report",
+}
 MAY_IMPORT = {
     "model": set(),
     "data.files": set(),
@@ -16,7 +22,8 @@ MAY_IMPORT = {
     "data.prepare": {"data.files"},
     "configs.read": {"model", "data.files", "data.read"},
     "fast": {"model"},
-    "results.runs": {"model", "configs.read", "data.files"},
+    "results.scores": set(),
+    "results.runs": {"model", "configs.read", "data.files", "results.scores"},
     "results.claims": {"model", "configs.read", "results.runs"},
     "results.figures": {"results.claims", "results.runs", "data.files"},
     "results.report": {"results.claims", "results.figures", "results.runs", "data.files"},

@@ -225,7 +225,20 @@ def test_router_losses_are_taken_once_and_are_none_for_dense_models():
     model(tokens(), tokens())
     model.take_router_loss()
     assert all(block.mlp.router_loss is None for block in model.blocks)  # no graph is kept alive
+    with pytest.raises(RuntimeError, match="no training forward"):
+        model.take_router_loss()
+    model.eval()(tokens(), tokens())
+    with pytest.raises(RuntimeError, match="no training forward"):
+        model.take_router_loss()
     assert build().take_router_loss() == 0.0
+
+
+def test_normalised_weights_let_the_router_learn_from_the_loss():
+    """Of one expert alone the weight would always be 1; that is refused. Of two it is not."""
+    model = build(large_weights=True, **TOGGLES["moe_shared"])
+    model(tokens(), tokens())[1].backward()
+    gradients = [block.mlp.router.weight.grad.abs().max().item() for block in model.blocks]
+    assert min(gradients) > 1e-6
 
 
 @pytest.mark.parametrize("collapsed, wanted", [(False, 1.0), (True, 4.0)])
@@ -436,6 +449,9 @@ def test_generate_samples_among_the_top_k():
         (dict(n_shared_expert=1), "n_shared_expert"),
         (dict(n_layer=0), "n_layer"),
         (dict(n_head=0), "n_head"),
+        (dict(load_balance_loss=math.nan), "load_balance_loss"),
+        (dict(router_z_loss=math.inf), "router_z_loss"),
+        (dict(n_expert=4, n_expert_active=1, normalize_expert_weights=True), "normalize_expert"),
     ],
 )
 def test_impossible_models_are_refused_by_name(options, name):

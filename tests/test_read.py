@@ -47,17 +47,39 @@ def test_training_offsets_leave_room_for_a_sequence_and_its_last_target():
     assert set(offsets.tolist()) == {0, 1, 2, 3}
 
 
-def test_validation_predicts_the_same_tokens_whatever_the_context():
-    for block_size, batch_size in ((16, 8), (64, 2)):
-        config = TrainConfig(batch_size=batch_size, eval_iters=3)
-        offsets = read.validation_offsets(config, 10_000, block_size)
-        predicted = [start + t + 1 for start in offsets for t in range(block_size)]
-        assert predicted == list(range(1, 3 * 128 + 1))
+def predicted(n_tokens, block_size, n_wanted):
+    """The places that are predicted, and where their sequences start."""
+    offsets = read.spread_offsets(n_tokens, block_size, n_wanted).tolist()
+    return [start + t + 1 for start in offsets for t in range(block_size)], offsets
 
 
-def test_validation_takes_no_more_than_there_is():
-    config = TrainConfig(batch_size=8, eval_iters=100)
-    assert read.validation_offsets(config, 100, 16).tolist() == [0, 16, 32, 48, 64, 80]
+@pytest.mark.parametrize("block_size", [64, 128, 512, 2048, 4096])
+def test_spread_sequences_predict_the_same_tokens_whatever_the_context(block_size):
+    """A hundred and twenty-eight runs of 4096 places, from end to end of the file."""
+    places, _ = predicted(1_400_001, block_size, 2**19)
+    starts = [places[i] for i in range(0, len(places), 4096)]
+    assert len(places) == len(set(places)) == 2**19
+    assert places == [start + t for start in starts for t in range(4096)]
+    assert (starts[0], places[-1]) == (1, 1_400_000)
+    gaps = np.diff(starts)
+    assert len(starts) == 128 and gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize(
+    "n_tokens, block_size, n_wanted",
+    [(1000, 16, 192), (1000, 16, 10**6), (100, 16, 2**19), (17, 16, 1), (900, 50, 10**5)],
+)
+def test_spread_sequences_stay_apart_and_inside(n_tokens, block_size, n_wanted):
+    places, offsets = predicted(n_tokens, block_size, n_wanted)
+    assert len(set(places)) == len(places) > 0
+    assert min(offsets) == 0 and max(places) == n_tokens - 1 or len(offsets) == 1
+    room = min(n_wanted, n_tokens - 1)
+    assert room - block_size < len(places) <= max(room, block_size)
+
+
+def test_a_context_longer_than_a_stretch_makes_stretches_of_its_own_length():
+    places, offsets = predicted(100_000, 512, 16_384)
+    assert len(offsets) == 32 and len(places) == 16_384
 
 
 def test_held_out_sequences_of_either_parity_share_no_token(project):

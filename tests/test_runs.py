@@ -11,6 +11,7 @@ from data.files import BadInput, write_json
 from model import GPT, GPTConfig
 from results import runs
 from results.runs import Run, finished, load_run, publish_runs, read_log, read_runs, restore_runs
+from results.scores import use_of_depth
 
 SMALL = {"block_size": 12, "vocab_size": 20, "n_layer": 2, "n_head": 4, "n_embd": 16}
 
@@ -22,12 +23,54 @@ def sweep(*options, point=None, rung=None, place=0):
 def config_of(varies=None, **options):
     """What config.json holds; without `varies`, as it was before it said what the sweep varies."""
     written = {**asdict(GPTConfig(**SMALL)), **asdict(TrainConfig()), "data_sha256": "x", **options}
+    written.setdefault("code", "loss 1, gradient norm 1")
     return written if varies is None else {**written, "sweep": varies}
 
 
+def summary(diverged=False):
+    measured = None if diverged else 2.5
+    return {
+        "diverged": diverged,
+        "seconds": 1.5,
+        "val_loss": measured,
+        "perplexity": measured,
+        "last_layer_variance": measured,
+        "torch": "2.13",
+        "device": "cpu",
+    }
+
+
+def analysis(L=2, **entries):
+    """What analysis.json must hold, of L blocks, with these entries in place of its own."""
+    of_blocks, of_states = [1.0] * L, [1.0] * (L + 1)
+    return {
+        "sequences": 4,
+        "length": 12,
+        "variance": {"residual": of_states, "attention": of_blocks, "mlp": of_blocks},
+        "prune_ratios": of_blocks,
+        "cumulative": {order: of_states for order in ("last", "least", "greedy")},
+        "causal_matrix": [of_blocks] * L,
+        "causal": 0.5,
+        "permutation_matrix": [of_blocks] * L,
+        "permutation": None,
+        "linear_ratios": {fit: of_blocks for fit in ("held_out", "same", "transposed")},
+        "usefulness": {fit: 1.0 for fit in ("held_out", "same", "transposed")},
+        "n_eff": 1.0,
+        "n_eff_share": 1.0,
+        "jacobian": {
+            norm: of_blocks for norm in ("deviation", "off_diagonal", "spectral", "per_token")
+        },
+        "block_influence": of_blocks,
+        "angular_distance": [of_states] * (L + 1),
+        "logit_lens": of_states,
+        "densities": {kind: 1.0 for kind in ("weight", "attention", "key_value", "expert")},
+        **entries,
+    }
+
+
 def run(name="run", varies=None, diverged=False, analysis=None, **options):
-    log = [{"step": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
-    return Run(name, config_of(varies, **options), {"diverged": diverged}, log, analysis)
+    log = [{"step": 0, "tokens": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
+    return Run(name, config_of(varies, **options), summary(diverged), log, analysis)
 
 
 def write_folder(folder, run):
@@ -125,9 +168,10 @@ def measured_runs():
     for L in (4, 16):
         for seed in (0, 1):
             name = f"n_layer={L},seed={seed}"
-            analysis = {"causal": 2 / 3, "prune_ratios": [1 / 7], "causal_matrix": [[0, 2 / 7]]}
+            measured = analysis(L, causal=2 / 3, prune_ratios=[1 / 7] * L)
+            measured["causal_matrix"] = [[2 / 7] * L] * L
             varies = sweep("n_layer", "seed")
-            scored = run(name, varies, analysis=analysis, n_layer=L, seed=seed, min_lr=0.003 / 10)
+            scored = run(name, varies, analysis=measured, n_layer=L, seed=seed, min_lr=0.003 / 10)
             scored.log[0] |= {"mlp_variance": [3.0], "attention_variance": [5.0]}
             runs.append(scored)
     return runs
@@ -142,9 +186,9 @@ def test_published_runs_are_read_back_with_six_digits_and_three_of_matrices(tmp_
         assert published.config == original.config  # to the last digit
         assert published.summary == original.summary
         assert published.analysis["causal"] == 0.666667
-        assert published.analysis["prune_ratios"] == [0.142857]
-        assert published.analysis["causal_matrix"] == [[0, 0.286]]
-        assert published.log == [{"step": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
+        assert set(published.analysis["prune_ratios"]) == {0.142857}
+        assert published.analysis["causal_matrix"][0][0] == 0.286
+        assert published.log == [{"step": 0, "tokens": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
     assert originals[0].log[0]["mlp_variance"] == [3.0]  # what was published is left as it was
 
 
@@ -183,17 +227,35 @@ def test_other_json_files_are_refused(tmp_path, text):
 # One folder --------------------------------------------------------------------------------------
 
 
-def test_a_trained_model_comes_back_in_eval_mode(tmp_path):
+@pytest.fixture
+def trained(tmp_path):
+    """A run's folder and its model, with weights in ckpt.pt."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(**SMALL))
     write_json(tmp_path / "config.json", config_of(sweep(), **asdict(model.config)))
-    torch.save({"model": model.state_dict()}, tmp_path / "ckpt.pt")
-    loaded, config = load_run(tmp_path)
+    checkpoint = {"model": model.state_dict(), "optimizer": {}, "step": 3, "seconds": 1.0}
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    return tmp_path, model, checkpoint
+
+
+def test_a_trained_model_comes_back_in_eval_mode(trained):
+    folder, model, _ = trained
+    loaded, config = load_run(folder)
     assert not loaded.training
     assert config == TrainConfig()
-    assert all(
-        torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True)
-    )
+    for ours, saved in zip(loaded.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, saved)
+
+
+def test_a_model_from_before_eval_tokens_comes_back(tmp_path):
+    """Its config.json has an option that there is no more, and lacks one."""
+    model = GPT(GPTConfig(**SMALL))
+    written = config_of(sweep(), **asdict(model.config), eval_iters=16, batch_size=7)
+    del written["eval_tokens"]
+    write_json(tmp_path / "config.json", written)
+    checkpoint = {"model": model.state_dict(), "optimizer": {}, "step": 3, "seconds": 1.0}
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    assert load_run(tmp_path)[1] == TrainConfig(batch_size=7)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -201,16 +263,108 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         load_run(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    write_json(tmp_path / "config.json", config_of(sweep()))
-    (tmp_path / "ckpt.pt").write_bytes(b"half a file")
-    with pytest.raises(BadInput, match="cannot be read"):
-        load_run(tmp_path)
+def test_a_restored_run_without_weights_says_so(trained):
+    folder, _, _ = trained
+    (folder / "ckpt.pt").unlink()
+    with pytest.raises(BadInput, match="restored"):
+        load_run(folder)
+
+
+def test_a_damaged_checkpoint_is_refused(trained):
+    folder, _, _ = trained
+    (folder / "ckpt.pt").write_bytes((folder / "ckpt.pt").read_bytes()[:1000])
+    with pytest.raises(BadInput, match="ckpt.pt cannot be used"):
+        load_run(folder)
+
+
+WEIGHTS_OF_ANOTHER = GPT(GPTConfig(**{**SMALL, "n_layer": 3})).state_dict()
+
+
+@pytest.mark.parametrize(
+    "entries, words",
+    [
+        ({"model": None}, "model = None"),
+        ({"model": {}}, "another model"),
+        ({"model": {"head.weight": "x"}}, "another model"),
+        ({"model": WEIGHTS_OF_ANOTHER}, "another model"),
+        ({"step": "3"}, "step = '3'"),
+        ({"step": -1}, "step = -1"),
+        ({"seconds": float("nan")}, "seconds = nan"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused(trained, entries, words):
+    folder, _, checkpoint = trained
+    torch.save({**checkpoint, **entries}, folder / "ckpt.pt")
+    with pytest.raises(BadInput, match="ckpt.pt cannot be used") as error:
+        load_run(folder)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [torch.ones(3), [1, 2], {}, {"model": {}}])
+def test_a_checkpoint_of_another_kind_is_refused(trained, content):
+    folder, _, _ = trained
+    torch.save(content, folder / "ckpt.pt")
+    with pytest.raises(BadInput, match="ckpt.pt cannot be used"):
+        load_run(folder)
+
+
+def test_weights_that_are_not_finite_are_refused(trained):
+    folder, _, checkpoint = trained
+    checkpoint["model"]["head.weight"][0, 0] = float("nan")
+    torch.save(checkpoint, folder / "ckpt.pt")
+    with pytest.raises(BadInput, match="not finite"):
+        load_run(folder)
 
 
 def test_a_line_that_was_cut_short_is_left_out_of_the_log(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"step": 0}\n{"step": 5}\n{"st')
-    assert read_log(tmp_path) == [{"step": 0}, {"step": 5}]
+    lines = [{"step": 0, "tokens": 0}, {"step": 5, "tokens": 80}]
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "log.jsonl").write_text(whole + '{"st')
+    assert read_log(tmp_path) == lines
+    (tmp_path / "log.jsonl").write_text(whole)
+    assert read_log(tmp_path) == lines
+
+
+def test_a_damaged_line_inside_the_log_is_named(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "tokens": 0}\n{"st\n{"step": 9}\n')
+    with pytest.raises(BadInput, match="log.jsonl, line 2"):
+        read_log(tmp_path)
+
+
+DAMAGE = {
+    "summary.json": {"diverged": "no"},
+    "config.json": {"n_layer": "four"},
+    "analysis.json": {"causal": "high"},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("content", [None, [], {}, "x", 3, "damaged"])
+def test_damaged_files_of_a_run_are_named_with_their_field(tmp_path, name, content):
+    write_folder(tmp_path / "run", run("run", sweep(), analysis=analysis()))
+    path = tmp_path / "run" / name
+    if content == "damaged":
+        content = {**json.loads(path.read_text()), **DAMAGE[name]}
+    path.write_text(json.dumps(content))
+    if (name, content) in (("config.json", {}), ("analysis.json", None)):
+        return  # all options have defaults, and a run may be without scores
+    with pytest.raises(BadInput, match=name) as error:
+        read_runs(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_same_run_twice_is_no_second_seed(tmp_path):
+    publish_runs([run("run", sweep()), run("run", sweep())], tmp_path / "sweep.json")
+    with pytest.raises(BadInput, match="holds run twice"):
+        read_runs(tmp_path / "sweep.json")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a/b", ".", ""])
+def test_a_published_file_cannot_name_a_folder_outside(tmp_path, name):
+    publish_runs([run(name, sweep(), analysis=analysis())], tmp_path / "sweep.json")
+    with pytest.raises(BadInput, match="must be a name"):
+        restore_runs(tmp_path / "sweep.json", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_is_finished_once_it_has_a_summary(tmp_path):
@@ -235,6 +389,33 @@ def test_another_runs_folder_is_refused(tmp_path):
         finished(tmp_path, config_of(seed=1))
 
 
+def test_a_run_by_other_code_is_refused_and_an_older_one_accepted(tmp_path):
+    write_json(tmp_path / "config.json", config_of(code="loss 3, gradient norm 2"))
+    write_json(tmp_path / "summary.json", {})
+    assert finished(tmp_path, config_of(code="loss 3, gradient norm 2"))
+    with pytest.raises(BadInput, match="other code.*loss 3.*loss 4") as error:
+        finished(tmp_path, config_of(code="loss 4, gradient norm 2"))
+    assert "--out_dir" in str(error.value)
+    older = config_of()
+    del older["code"]
+    write_json(tmp_path / "config.json", older)
+    assert finished(tmp_path, config_of())
+
+
 @pytest.mark.parametrize("number, shown", [(8, "8"), (0.003, "0.003"), (1e-5, "1e-05"), ("a", "a")])
 def test_values_are_shown_as_in_names(number, shown):
     assert runs.as_text(number) == shown
+
+
+def test_older_runs_are_given_the_scores_that_follow_from_theirs(tmp_path):
+    measured = analysis(prune_ratios=[1.5, 1.1], growth={"growth": 3.0})
+    write_folder(tmp_path / "run", run(analysis=measured))
+    (read,) = read_runs(tmp_path)
+    assert read.analysis["removal_use"] == use_of_depth([1.5, 1.1])
+    assert read.analysis["growth"] == {"growth": 3.0}  # its own
+
+
+def test_scores_of_another_number_of_blocks_are_refused(tmp_path):
+    write_folder(tmp_path / "run", run(analysis=analysis(prune_ratios=[1.5])))
+    with pytest.raises(BadInput, match="prune_ratios has 1 entries, where 2 belong"):
+        read_runs(tmp_path)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ import torch
 
 import train
 from configs.read import OPTIONS, Point, TrainConfig
-from conftest import REPOSITORY, write_config
-from data import read
-from model import GPT, GPTConfig
-from results.runs import load_run, read_log
+from conftest import REPOSITORY, TOGGLES, each_toggle, write_config
+from data import files, read
+from model import GPT, Block, GPTConfig, MoE
+from results.runs import load_run, read_log, read_runs
 
 
 def run_folder(project, name="run", config="small"):
@@ -48,7 +49,8 @@ def test_a_batch_is_the_steps_sequences_with_one_token_more():
 
 
 def hand_written_steps(model_config, config, tokens, n_steps):
-    """AdamW, clipping and schedule from their formulas, on the whole batch at once."""
+    """AdamW, clipping and schedule from their formulas, on the whole batch at once; of experts the
+    balance is counted over each part of an accumulated batch."""
     torch.manual_seed(config.seed)
     model = GPT(model_config)
     first, second, losses = {}, {}, []
@@ -57,7 +59,11 @@ def hand_written_steps(model_config, config, tokens, n_steps):
         idx, targets = read.take_sequences(tokens, offsets, model_config.block_size, "cpu")
         _, loss = model(idx, targets)
         losses.append(loss.item())
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        for part in idx.chunk(config.gradient_accumulation_steps):
+            if model_config.n_expert:
+                model(part)
+                loss = loss + balance_by_hand(model, part) / config.gradient_accumulation_steps
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
         lr = train.learning_rate_at(step, config)
         for p, g in zip(model.parameters(), gradients, strict=True):
@@ -69,6 +75,26 @@ def hand_written_steps(model_config, config, tokens, n_steps):
             m_hat, v_hat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.95 ** (step + 1))
             p.data.sub_(lr * m_hat / (v_hat.sqrt() + 1e-8))
     return model, losses
+
+
+def balance_by_hand(model, idx):
+    """The routers' losses, mean over blocks, from each router's logits."""
+    seen, total, config = [], 0.0, model.config
+    hooks = [
+        block.mlp.router.register_forward_hook(lambda module, inputs, logits: seen.append(logits))
+        for block in model.blocks
+    ]
+    model(idx)
+    for hook in hooks:
+        hook.remove()
+    for logits in seen:
+        probability = logits.softmax(-1)
+        chosen = probability.topk(config.n_expert_active).indices
+        share = torch.nn.functional.one_hot(chosen, config.n_expert).double().mean(dim=(0, 1))
+        balance = config.n_expert * (share * probability.mean(0)).sum()
+        total = total + config.load_balance_loss * balance
+        total = total + config.router_z_loss * logits.logsumexp(-1).square().mean()
+    return total / len(seen)
 
 
 def tiny_model(**options):
@@ -83,7 +109,13 @@ def build_update(model_config, config, tokens):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize(
-    "options", [{}, dict(n_kv_head=1, attention="window", window=4, layer_norm_scaling=True)]
+    "options",
+    [
+        {},
+        dict(n_kv_head=1, attention="window", window=4, layer_norm_scaling=True),
+        dict(n_expert=4, expert_hidden=8, load_balance_loss=1.0, router_z_loss=0.5),
+    ],
+    ids=["plain", "toggled", "experts"],
 )
 def test_steps_equal_hand_written_ones_however_the_batch_is_cut(project, accumulation, options):
     model_config = tiny_model(**options)
@@ -143,7 +175,7 @@ def test_recorded_bf16_steps_follow_plain_fp32_ones(options, accumulation):
             gradient_accumulation_steps=accumulation,
             warmup_iters=4,
             max_iters=40,
-            eval_iters=1,
+            eval_tokens=2048,
             dtype="bfloat16" if fast else "float32",
             compile=fast,
         )
@@ -186,10 +218,10 @@ def test_variance_while_training_is_the_papers():
 @torch.no_grad()
 def test_validation_loss_is_the_mean_over_all_validation_tokens():
     tokens = np.random.default_rng(0).integers(257, size=1000).astype(np.uint16)
-    config = TrainConfig(batch_size=4, eval_iters=3)  # 12 sequences of 16 tokens, in 3 batches
+    config = TrainConfig(batch_size=4, eval_tokens=12 * 16)  # 12 sequences in 3 batches
     model = GPT(tiny_model(n_expert=4, expert_hidden=8))
     losses = []
-    for start in range(0, 12 * 16, 16):
+    for start in np.linspace(0, 1000 - 17, 12).astype(int):
         ids = torch.from_numpy(tokens[start : start + 17].astype(np.int64))
         logits = model(ids[None, :-1])[0][0]
         losses += [-logits[t].log_softmax(-1)[ids[t + 1]].item() for t in range(16)]
@@ -198,11 +230,31 @@ def test_validation_loss_is_the_mean_over_all_validation_tokens():
     assert model.training
 
 
+@torch.no_grad()
+def test_variances_are_those_of_every_nth_sequence_however_many_are_taken_at_once(monkeypatch):
+    monkeypatch.setattr(train, "VARIANCE_TOKENS", 64)  # 4 of 10 sequences: the 1st, 4th, ...
+    tokens = np.random.default_rng(0).integers(257, size=16 * 10 + 1).astype(np.uint16)
+    model = GPT(tiny_model())
+    offsets = read.spread_offsets(len(tokens), 16, 160)
+    assert len(offsets) == 10
+    rows = torch.stack(
+        [torch.from_numpy(tokens[o : o + 16].astype(np.int64)) for o in offsets[::3]]
+    )
+    _, wanted = train.forward_with_variance(model, rows)
+    for batch_size in (1, 3, 4, 10):
+        config = TrainConfig(batch_size=batch_size, eval_tokens=160)
+        measured = train.evaluate(model, tokens, config)
+        assert measured["variance"] == pytest.approx(wanted["residual"].tolist(), rel=1e-5)
+        assert measured["mlp_variance"] == pytest.approx(wanted["mlp"].tolist(), rel=1e-5)
+
+
 def test_validation_takes_a_last_batch_that_is_not_full():
     tokens = np.random.default_rng(0).integers(257, size=16 * 10 + 1).astype(np.uint16)
     model = GPT(tiny_model())
     losses = [
-        train.evaluate(model, tokens, TrainConfig(batch_size=batch_size, eval_iters=10))["val_loss"]
+        train.evaluate(model, tokens, TrainConfig(batch_size=batch_size, eval_tokens=160))[
+            "val_loss"
+        ]
         for batch_size in (1, 4, 10)
     ]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
@@ -276,6 +328,88 @@ def test_training_works_without_fast(project, monkeypatch):
     monkeypatch.setattr(train, "fast", None)
     train.main([str(write_config(project))])
     assert (run_folder(project) / "summary.json").exists()
+
+
+# What a run is -----------------------------------------------------------------------------------
+
+
+def point_of(model_config=None, **options):
+    sweep = {"point": None, "rung": None, "place": 0, "options": []}
+    return Point(model_config or tiny_model(), TrainConfig(**options), sweep)
+
+
+def test_the_fingerprint_is_that_of_two_hand_written_steps():
+    """The third loss of AdamW from its formulas, in float64, on the small copy."""
+    point = point_of(learning_rate=1e-2, grad_clip=0.5)
+    model_config, config = train.small_copy(point)
+    tokens = np.random.default_rng(0).integers(32, size=1000)
+    torch.set_default_dtype(torch.float64)
+    try:
+        _, losses = hand_written_steps(model_config, config, tokens.astype(np.uint16), 3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    loss = float(train.fingerprint(point).split()[1].rstrip(","))
+    assert loss == pytest.approx(losses[2], rel=1e-5)
+
+
+@each_toggle
+def test_every_toggle_that_is_on_changes_the_fingerprint(toggle):
+    if toggle:
+        others = [train.fingerprint(point_of(tiny_model(n_embd=32, n_head=4)))]
+        assert train.fingerprint(point_of(tiny_model(n_embd=32, n_head=4, **toggle))) not in others
+
+
+def test_the_fingerprint_repeats_and_leaves_random_numbers_and_dtype_alone():
+    torch.manual_seed(3)
+    before = torch.rand(2)
+    torch.manual_seed(3)
+    first = train.fingerprint(point_of())
+    assert torch.equal(torch.rand(2), before) and torch.get_default_dtype() == torch.float32
+    assert train.fingerprint(point_of()) == first
+
+
+@pytest.mark.parametrize("options", [dict(seed=7), dict(max_iters=999), dict(out_dir="x")])
+def test_options_are_compared_by_themselves_and_not_by_the_fingerprint(options):
+    assert train.fingerprint(point_of(**options)) == train.fingerprint(point_of())
+
+
+def test_an_edit_of_the_model_changes_the_fingerprint(monkeypatch):
+    before = {
+        name: train.fingerprint(point_of(tiny_model(**toggle)))
+        for name, toggle in (("plain", {}), ("moe", TOGGLES["moe"]))
+    }
+
+    def twice_the_attention(self, x):
+        x = x + 2 * self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+    plain_mix = MoE.mix
+    monkeypatch.setattr(MoE, "mix", lambda self, *inputs: 2 * plain_mix(self, *inputs))
+    after = {
+        name: train.fingerprint(point_of(tiny_model(**toggle)))
+        for name, toggle in (("plain", {}), ("moe", TOGGLES["moe"]))
+    }
+    assert after["plain"] == before["plain"] and after["moe"] != before["moe"]
+    monkeypatch.setattr(Block, "forward", twice_the_attention)
+    assert train.fingerprint(point_of()) != before["plain"]
+
+
+def test_a_run_by_other_code_is_neither_shown_nor_resumed(trained, refused, monkeypatch):
+    path, folder = trained
+
+    def post_norm(self, x):
+        x = self.attention_norm(x + self.attention(x))
+        return self.mlp_norm(x + self.mlp(x))
+
+    monkeypatch.setattr(Block, "forward", post_norm)
+    message = refused(train.main, [path])
+    assert "other code" in message and "--out_dir" in message
+    train.main([str(path), "--out_dir=new"])
+    old, new = (read_json(f / "summary.json") for f in (folder, Path("new/small/n_layer=2")))
+    assert old["val_loss"] != new["val_loss"]
+
+
+# Dying and going on ------------------------------------------------------------------------------
 
 
 def numbers(folder):
@@ -376,20 +510,152 @@ def test_a_number_that_is_not_finite_is_divergence(key, value):
     assert not train.is_finite({**line, key: value})
 
 
-def test_divergence_that_validation_sees_first_leaves_a_log_that_can_be_read(project):
-    path = write_config(project)
-    train.main([str(path), "--learning_rate=20", "--warmup_iters=0", "--max_iters=8"])
-    summary = read_json(run_folder(project) / "summary.json")
-    numbers_logged = (run_folder(project) / "log.jsonl").read_text(encoding="utf-8")
-    assert summary["diverged"] == (summary["val_loss"] is None)
-    assert "NaN" not in numbers_logged and "Infinity" not in numbers_logged
+def test_divergence_that_validation_sees_first_is_recorded_and_not_logged(project, monkeypatch):
+    measured = train.evaluate
+
+    def nan_at_step_4(model, tokens, config):
+        line = measured(model, tokens, config)
+        n_evaluations.append(line)
+        return line if len(n_evaluations) < 2 else {**line, "val_loss": math.nan}
+
+    n_evaluations = []
+    monkeypatch.setattr(train, "evaluate", nan_at_step_4)
+    train.main([str(write_config(project))])
+    assert read_json(run_folder(project) / "summary.json")["diverged"]
+    assert [line["step"] for line in read_log(run_folder(project))] == [0, 2]
 
 
 def test_a_changed_config_under_a_run_is_refused(trained, refused):
     path, folder = trained
     message = refused(train.main, [path, "--learning_rate=0.5"])
+    assert "out/small/n_layer=1" in message or str(Path("out/small/n_layer=1")) in message
     assert "learning_rate was 0.001, now 0.5" in message and "out_dir" in message
     assert read_json(folder / "config.json")["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--learning_rate=20", "--warmup_iters=0", "--n_layer=4", "--max_iters=8"],
+        ["--learning_rate=100", "--warmup_iters=0", "--n_layer=1"],
+        ["--learning_rate=1e18", "--warmup_iters=0", "--n_layer=1", "--eval_interval=1"],
+    ],
+)
+def test_every_form_of_divergence_is_recorded_and_later_points_run(project, options):
+    """A loss that validation sees first, one whose perplexity is too large for a number, an
+    infinite variance at a finite loss."""
+    path = write_config(project, "grad_clip = 0\n[sweep]\nseed = [0, 1]\n")
+    train.main([str(path), *options])
+    for seed in (0, 1):
+        folder = run_folder(project, f"seed={seed}")
+        summary = read_json(folder / "summary.json")
+        assert summary["diverged"] == (summary["perplexity"] is None)
+        assert "NaN" not in (folder / "log.jsonl").read_text()
+    read_runs(project / "out/small")
+
+
+def test_a_loss_too_large_for_a_perplexity_is_divergence():
+    line = {"step": 1, "train_loss": 1.0, "val_loss": 710.0}
+    assert not train.is_finite(line)
+
+
+def test_all_points_are_checked_before_the_first_trains(project, refused):
+    path = write_config(project, "[sweep]\nblock_size = [16, 700]\n")
+    assert "too few" in refused(train.main, [path])
+    assert not (project / "out").exists()
+
+
+def test_two_processes_do_not_train_one_run(project, refused):
+    path = write_config(project)
+    folder = run_folder(project)
+    folder.mkdir(parents=True)
+    with files.locked(folder):
+        assert "in use by another process" in refused(train.main, [path])
+    train.main([str(path)])
+    assert (folder / "summary.json").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_goes_on(project):
+    """A limit on the size of files stands in for the disk: 20 kB hold a log, no checkpoint."""
+    path = write_config(project, "n_layer = 1\n")
+    whole = command(project, path, "--out_dir=whole")
+    subprocess.run(whole, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    limited = command(project, path)
+    limited[2] = limited[2].replace(
+        "train.main()",
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "train.main()",
+    )
+    result = subprocess.run(limited, capture_output=True, text=True)
+    assert result.returncode == 2 and "ckpt.pt cannot be written" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(project.rglob("*.tmp"))
+    subprocess.run(command(project, path), check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert_same_run(run_folder(project), project / "whole/small/run")
+
+
+def test_a_closed_pipe_stops_only_the_printing(project):
+    path = write_config(project, "[sweep]\nn_layer = [1, 2, 3]\n")
+    (project / "start.py").write_text(command(project)[2], encoding="utf-8")
+    shell = f"set -o pipefail; {sys.executable} start.py {path} | head -1"
+    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.startswith("n_layer=1") and not result.stderr
+    assert (run_folder(project, "n_layer=3") / "summary.json").exists()
+
+
+@pytest.mark.parametrize("interval, steps", [(1, [4, 8, 10]), (2, [8, 10]), (9, [10])])
+def test_checkpoints_are_written_at_every_nth_evaluation_and_the_last(interval, steps):
+    config = TrainConfig(
+        checkpoint_interval=interval, eval_interval=4, max_iters=10, warmup_iters=0
+    )
+    lines = [{"step": step, "val_loss": 1.0} for step in (4, 8, 10)] + [{"step": 6}]
+    assert [line["step"] for line in lines if train.is_checkpoint(line, config)] == steps
+
+
+def test_a_checkpoint_ahead_of_its_log_is_refused(trained, refused):
+    path, folder = trained
+    (folder / "summary.json").unlink()
+    log = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    (folder / "log.jsonl").write_text("".join(log[:-1]))
+    message = refused(train.main, [path])
+    assert "log.jsonl lacks its step 12" in message and "delete" in message
+
+
+@pytest.mark.parametrize("moments", [{}, {0: {}}, {0: {"exp_avg": torch.ones(2)}}, {"x": 1}])
+def test_a_checkpoint_with_another_optimizer_is_refused(trained, refused, moments):
+    path, folder = trained
+    (folder / "summary.json").unlink()
+    checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
+    torch.save({**checkpoint, "optimizer": moments}, folder / "ckpt.pt")
+    assert "its optimizer is of another model" in refused(train.main, [path])
+
+
+@pytest.mark.parametrize("name, text", [("RANK", "a"), ("WORLD_SIZE", "-1"), ("RANK", "")])
+def test_a_bad_environment_is_refused(project, refused, monkeypatch, name, text):
+    monkeypatch.setenv(name, text)
+    assert name in refused(train.main, [write_config(project)])
+
+
+def test_a_world_of_no_processes_is_one(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "0")
+    train.main([str(write_config(project))])
+    assert (run_folder(project) / "summary.json").exists()
+
+
+@pytest.mark.parametrize("toggle", ["plain", "moe_shared", "gqa"])
+def test_parameters_are_counted_without_building_the_model(toggle):
+    config = tiny_model(n_embd=32, n_head=4, n_layer=5, **TOGGLES[toggle])
+    assert train.n_parameters(config) == GPT(config).count_parameters()
+
+
+def test_the_peak_of_a_card_is_that_of_its_kind():
+    def peak(name):
+        return next(flops for part, flops in train.PEAK_FLOPS.items() if part in name)
+
+    assert peak("NVIDIA H100 PCIe") == 756e12 and peak("NVIDIA H100 NVL") == 835e12
+    assert peak("NVIDIA H100 80GB HBM3") == 989e12
 
 
 def test_a_damaged_checkpoint_is_named(trained, refused):
@@ -434,7 +700,8 @@ def test_an_edit_of_the_model_that_fast_does_not_know_is_refused(project, monkey
 
 def test_a_point_is_what_train_takes(project):
     """Without the command line, as in a notebook."""
-    config = TrainConfig(dataset="tiny", batch_size=4, max_iters=2, eval_iters=1, device="cpu")
+    few = dict(batch_size=4, warmup_iters=0, max_iters=2, eval_tokens=64)
+    config = TrainConfig(dataset="tiny", device="cpu", **few)
     sweep = {"point": None, "rung": None, "place": 0, "options": []}
     summary = train.train(project / "mine", Point(tiny_model(), config, sweep))
     assert summary["tokens"] == 2 * 4 * 16
