@@ -53,7 +53,7 @@ ITEM = '{"context": "2 times 3 is ", "choices": ["6", "99"], "answer": 0}\n'
 SWEEP = "\n".join(
     shlex.split(
         """dataset='"mine"' n_layer=2 n_embd=16 n_head=2 block_size=16 batch_size=4 max_iters=30
-        eval_interval=10 eval_iters=1 log_interval=5 warmup_iters=3 device='"cpu"'
+        eval_interval=10 eval_tokens=64 log_interval=5 warmup_iters=3 device='"cpu"'
         [sweep] seed=[0,1]"""
     )
 )
@@ -512,8 +512,8 @@ def make_world(folder):
         ("runs", ANALYZE, "published"),
     ):
         box, began = world.enter(earlier), time.monotonic()
-        with after(shlex.join(command)):
-            run(box, command)
+        ended = run(box, command)
+        assert ended.code == 0, ended.message
         world.seconds[command[0]] = time.monotonic() - began
         world.right[command[0]] = numbers(box)
         shutil.copytree(box, world.stages[stage])
@@ -543,7 +543,10 @@ def campaign(seed, minutes, only):
                 outcome = f"failed: {failure}"
             if ":" in outcome:
                 command = shlex.join(started[0])
-                print(f"--seed {seed} --only {number}  {act.__name__}, {command}: {outcome}")
+                print(
+                    f"--seed {seed} --only {number}  {act.__name__}, {command}: {outcome}",
+                    flush=True,
+                )
             counts[act.__name__][outcome.split(":")[0]] += 1
             number += 1
     return counts
