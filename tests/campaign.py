@@ -490,7 +490,7 @@ def options_of_prepare(world, rng):
 
 def any_of(choices, rng):
     names = rng.sample(sorted(choices), rng.choice((0, 1, 1, 2, 3)))
-    return [word for name in names for word in (name, rng.choice(choices[name]))]
+    return [f"{name}={rng.choice(choices[name])}" for name in names]
 
 
 # The campaign ------------------------------------------------------------------------------------
