@@ -4,6 +4,7 @@
     python analyze.py out/*                    every sweep, and the figure and claims of all
     python analyze.py results/*.json           the same from published results: no GPU, no data
     python analyze.py out/demo --task my.jsonl also the accuracy on your own multiple-choice items
+    python analyze.py out/depth --blimp tasks/blimp.jsonl   and on pairs of sentences
 
 Every score is a function of a model and token ids that a student can call:
 
@@ -18,6 +19,7 @@ changed one; the model itself is never touched.
 """
 
 import argparse
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -27,21 +29,23 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from configs.read import TrainConfig
+from configs.read import Point, TrainConfig
 from data import read
-from data.files import or_one_sentence, read_json, write_json
+from data.files import BadInput, or_one_sentence, read_json, say, write_json
 from data.prepare import tokenizer
 from data.read import (
     held_out_sequences,
     load_items,
     load_meta,
+    load_pairs,
     load_tokens,
     spread_offsets,
     take_sequences,
 )
-from model import cross_entropy
+from downstream import choice_accuracy, minimal_pairs
+from model import GPT
 from results.report import report_all, report_sweep
-from results.runs import load_run, publish_runs, read_runs, restore_runs
+from results.runs import SUMMARY, configs_of, load_run, publish_runs, read_runs, restore_runs
 from results.scores import (
     causal_changes,
     derived,
@@ -58,11 +62,17 @@ from results.scores import (
     usefulness,
 )
 from sparsity import TINY, densities, predict_variance
-from train import choose_hardware, fast, open_block, variance_of
+from train import choose_hardware, duration, fast, fingerprint, open_block, variance_of
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
 SEQUENCES = 100  # to score on, as published
+CPU_SEQUENCES = 16
+# The files whose change makes scores others.
+SCORED_BY = [
+    Path(__file__).parent / name
+    for name in ("analyze.py", "model.py", "train.py", "sparsity.py", "results/scores.py")
+]
 JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
 DENSITY_SEQUENCES = 16
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
@@ -74,11 +84,15 @@ ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
 def chunks(model, *tensors):
     """Split (N, T) tensors along N, evenly, so that all cached states of a piece fit, whatever N,
     T and n_layer. Yields a tuple of pieces at a time."""
-    per_token = (len(model.blocks) + 1) * model.config.n_embd + 4 * model.config.vocab_size
     N, T = tensors[0].shape
-    n_tokens = min(TOKENS_AT_ONCE, NUMBERS_AT_ONCE // per_token)
+    n_tokens = min(TOKENS_AT_ONCE, NUMBERS_AT_ONCE // numbers_per_token(model.config))
     n_pieces = math.ceil(N / max(1, n_tokens // T))
     return zip(*(tensor.tensor_split(n_pieces) for tensor in tensors), strict=True)
+
+
+def numbers_per_token(config):
+    """Of all cached states, and of logits, their softmax and what the loss holds of them."""
+    return (config.n_layer + 1) * config.n_embd + 4 * config.vocab_size
 
 
 def run(blocks, h):
@@ -334,6 +348,8 @@ def cumulative_pruning(model, idx, targets, order, ratios=None):
     """Losses with 0, 1, ..., L blocks removed, (L + 1,). order: "last" (deepest first), "least" (by
     prune_ratios, computed if not given, least harmful first) or "greedy" (at each step the block
     whose removal now hurts least)."""
+    if order not in ("last", "least", "greedy"):
+        raise ValueError(f'order = "{order}" must be last, least or greedy')
     if order == "greedy":
         return greedy_pruning(model, idx, targets)
     blocks, L = list(model.blocks), len(model.blocks)
@@ -438,53 +454,6 @@ def passes_over_data(model, config):
     """Tokens that the model was trained on, over those that there are in train.bin."""
     n_trained = config.max_iters * config.sequences_per_step * model.config.block_size
     return n_trained / load_meta(config.dataset)["tokens"]["train"]
-
-
-# Multiple choice ---------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def mean_log_probability(model, ids, wanted, mask):
-    """Mean log probability of the wanted tokens (B, T) where mask (B, T) is 1, in nats, (B,)."""
-    log_probability = -cross_entropy(model(ids)[0], wanted)
-    return (log_probability * mask).sum(dim=1) / mask.sum(dim=1)
-
-
-def choice_rows(items, encode, block_size):
-    """One row of ids, targets and mask, (n_choices, width) each, for every choice of every item;
-    the mask is 1 at the choice's own tokens. Contexts lose their beginning where they, with the
-    choice, exceed block_size."""
-    rows = []
-    for item in items:
-        context = encode(item["context"])
-        for text in item["choices"]:
-            choice = encode(text)[:block_size]
-            rows.append(((context + choice)[-(block_size + 1) :], len(choice)))
-    width = max(len(ids) for ids, _ in rows) - 1
-    idx, targets = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
-    mask = torch.zeros(len(rows), width)
-    for i, (ids, n_scored) in enumerate(rows):
-        n = len(ids) - 1
-        idx[i, :n] = torch.tensor(ids[:-1])
-        targets[i, :n] = torch.tensor(ids[1:])
-        mask[i, max(0, n - n_scored) : n] = 1
-    return idx, targets, mask
-
-
-def choice_accuracy(model, items, encode):
-    """{"accuracy", "standard_error", "items"}: the share of items whose true continuation has the
-    highest mean log probability per token. encode: text -> list of token ids."""
-    device = model.head.weight.device
-    rows = [t.to(device) for t in choice_rows(items, encode, model.config.block_size)]
-    scores = torch.cat([mean_log_probability(model, *piece) for piece in chunks(model, *rows)])
-    of_items = scores.cpu().split([len(item["choices"]) for item in items])
-    right = [
-        of_one.argmax().item() == item["answer"]
-        for of_one, item in zip(of_items, items, strict=True)
-    ]
-    accuracy = sum(right) / len(items)
-    error = math.sqrt(accuracy * (1 - accuracy) / len(items))
-    return {"accuracy": accuracy, "standard_error": error, "items": len(items)}
 
 
 # One run -----------------------------------------------------------------------------------------
@@ -654,28 +623,132 @@ def as_lists(tensors):
     return {name: values.tolist() for name, values in tensors.items()}
 
 
-def analyse_run(folder, n_sequences=SEQUENCES, task=None):
-    """Score a finished run and write its analysis.json. A diverged one has nothing to score; a
-    restored one, without its weights, has been scored before."""
-    diverged = read_json(folder / "summary.json")["diverged"]
-    if diverged or not (folder / "ckpt.pt").exists():
+def score_tasks(model, config, n_items, task=None, blimp=None):
+    """Entries of analysis.json: of the data's own choices the first n_items; of a file of items,
+    `task`, and of pairs, `blimp`, all."""
+    encoding = tokenizer(load_meta(config.dataset)["vocab_size"])
+    encode, entries = encoding.encode_ordinary, {}
+    choices = read.DATA / config.dataset / "choices.jsonl"
+    if items := load_items(choices)[:n_items]:
+        entries["choices"] = {"file": choices.name, **choice_accuracy(model, items, encode)}
+    if task and (items := load_items(task)):
+        entries["task"] = {"file": task.name, **choice_accuracy(model, items, encode)}
+    if blimp and (pairs := load_pairs(blimp)):
+        accuracy = minimal_pairs(model, pairs, encode, end_of_text=encoding.n_vocab - 1)
+        entries["blimp"] = {"file": blimp.name, **accuracy}
+    return entries
+
+
+def analyse_run(folder, n_sequences, task=None, blimp=None, old_code=False, again=False):
+    """Score a finished run and write its analysis.json, where is_to_be_scored says so. Raises
+    BadInput where data or code are not those that it was trained with (old_code: the present code
+    scores it all the same, which the report says)."""
+    model_config, config, written = described(folder)
+    code = fingerprint(Point(model_config, config, sweep={}))
+    refuse_other_data(folder, written, config)
+    if not old_code:
+        refuse_other_code(folder, written, code)
+    scored_as = identity_of_scores(folder, config, n_sequences, [task, blimp])
+    if not again and was_scored_as(folder, scored_as):
         return
     started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
     model, config = load_run(folder, device)
+    model = fast.with_sorted_experts(model) if fast else model
     analysis = score_run(model, config, n_sequences, device)
     analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
-    encode = tokenizer(load_meta(config.dataset)["vocab_size"]).encode_ordinary
-    choices = read.DATA / config.dataset / "choices.jsonl"
-    if items := load_items(choices)[: ITEMS_PER_SEQUENCE * n_sequences]:
-        analysis["choices"] = {"file": choices.name, **choice_accuracy(model, items, encode)}
-    if task and (items := load_items(task)):
-        analysis["task"] = {"file": task.name, **choice_accuracy(model, items, encode)}
+    analysis |= score_tasks(model, config, ITEMS_PER_SEQUENCE * n_sequences, task, blimp)
     analysis |= {
         "seconds": time.perf_counter() - started,
         "torch": torch.__version__,
         "device": str(device),
+        "code": code,
+        "scored_as": scored_as,
     }
     write_json(folder / "analysis.json", analysis)
+
+
+def is_to_be_scored(folder):
+    """A diverged run has nothing to score; a restored one, without its weights, has its scores."""
+    diverged = read_json(folder / "summary.json", SUMMARY)["diverged"]
+    return not diverged and (folder / "ckpt.pt").exists()
+
+
+def described(folder):
+    """(GPTConfig, TrainConfig, what config.json holds) of a run."""
+    path = folder / "config.json"
+    written = read_json(path, dict)
+    return *configs_of(written, path), written
+
+
+def refuse_other_data(folder, written, config):
+    now = load_meta(config.dataset)["sha256"]
+    if written.get("data_sha256", now) != now:
+        raise BadInput(
+            f"data/{config.dataset} is not what {folder} was trained on: prepare it as it was, "
+            "or train again"
+        )
+
+
+def refuse_other_code(folder, written, code):
+    if written.get("code", code) != code:
+        raise BadInput(
+            f"{folder} was trained by other code: after two small steps its loss and gradient norm "
+            f"were {written['code']}, and are {code} now; train anew in another --out_dir, or give "
+            "--old_code to score it by the present code"
+        )
+
+
+def identity_of_scores(folder, config, n_sequences, tasks):
+    """What scores follow from: weights, data, sequences, and the text of the code that scores."""
+    digest = hashlib.sha256()
+    for path in [folder / "ckpt.pt", *SCORED_BY, *filter(None, tasks)]:
+        digest.update(path.read_bytes())
+    digest.update(f"{load_meta(config.dataset)['sha256']} {n_sequences}".encode())
+    return digest.hexdigest()
+
+
+def was_scored_as(folder, scored_as):
+    path = folder / "analysis.json"
+    return path.exists() and (read_json(path) or {}).get("scored_as") == scored_as
+
+
+# What scoring costs ------------------------------------------------------------------------------
+
+
+def whole_passes(config):
+    """About how many forward passes over its sequences the scores of a model take: a block swapped
+    with another, greedy removal, and for each block some ten interventions; and the Jacobian, a
+    pass and its gradient for each feature, on few sequences."""
+    L, C = config.n_layer, config.n_embd
+    return L * L / 3 + L * L / 6 + 5 * L + 20 + 3 * C / JACOBIAN_SHARE
+
+
+def announce(path, folders, n_sequences):
+    """Say how long scoring these runs will take here, and in how much memory, by the time of the
+    first one's forward pass."""
+    if not folders:
+        return
+    device = choose_hardware(TrainConfig()).device
+    model, config = load_run(folders[0], device)
+    idx, _ = held_out_sequences(config, model.config, 2, device=device)
+    with torch.no_grad():
+        model(idx)
+        began = time.perf_counter()
+        model(idx)[0].sum().item()  # waits for the device
+        seconds = time.perf_counter() - began
+    per_operation = seconds / idx.numel() / model.flops_per_token()
+    total, largest = 0.0, 0.0
+    for folder in folders:
+        of_run = described(folder)[0]
+        few = GPT(of_run)
+        n_tokens = n_sequences * min(of_run.block_size, idx.shape[1])
+        total += whole_passes(of_run) * n_tokens * few.flops_per_token() * per_operation
+        held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(of_run))
+        largest = max(largest, 4 * (held + few.count_parameters()))
+    say(
+        f"{path}: scoring {len(folders)} runs on {n_sequences} sequences each takes about "
+        f"{duration(total)} and {largest / 2**30:.1f} GiB here"
+    )
 
 
 # Command line ------------------------------------------------------------------------------------
@@ -684,8 +757,18 @@ def analyse_run(folder, n_sequences=SEQUENCES, task=None):
 def analyse_sweep(path, arguments):
     """Scores, figures and report of one sweep's folder or published file; returns its points."""
     folders = sorted(file.parent for file in path.glob("*/summary.json"))
-    for folder in tqdm(folders, desc=path.name, unit="run", disable=None):
-        analyse_run(folder, arguments.sequences, arguments.task)
+    folders = [folder for folder in folders if is_to_be_scored(folder)]
+    n_sequences = arguments.sequences or default_sequences()
+    announce(path, folders, n_sequences)
+    for folder in tqdm(folders, desc=path.name, unit="run", disable=None, leave=False):
+        analyse_run(
+            folder,
+            n_sequences,
+            task=arguments.task,
+            blimp=arguments.blimp,
+            old_code=arguments.old_code,
+            again=arguments.again,
+        )
     runs = read_runs(path)
     target = path.with_suffix("") if path.suffix == ".json" else path
     if arguments.publish and runs:
@@ -693,6 +776,12 @@ def analyse_sweep(path, arguments):
         publish_runs(runs, target.with_suffix(".json"))
         runs = read_runs(target.with_suffix(".json"))
     return report_sweep(runs, target)
+
+
+def default_sequences():
+    """As many as published on a GPU, fewer where they would take long."""
+    on_cpu = choose_hardware(TrainConfig()).device.type == "cpu"
+    return CPU_SEQUENCES if on_cpu else SEQUENCES
 
 
 def analyse_sweeps(arguments):
@@ -713,6 +802,12 @@ def analyse_sweeps(arguments):
         report_all(reported, arguments.publish or sweeps[0].parent)
 
 
+def at_least_1(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -720,14 +815,23 @@ def main(argv=None):
     add = parser.add_argument
     sweeps_help = "folders of runs, such as out/demo, or published .json files"
     add("sweeps", nargs="+", type=Path, help=sweeps_help)
-    sequences_help = f"held-out sequences to score on (default {SEQUENCES}, as published)"
-    add("--sequences", type=int, default=SEQUENCES, help=sequences_help)
+    sequences_help = (
+        f"held-out sequences to score on (default {SEQUENCES}, as published; "
+        f"{CPU_SEQUENCES} without a GPU)"
+    )
+    add("--sequences", type=at_least_1, help=sequences_help)
     add("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')
+    blimp_help = "pairs of sentences, such as tasks/blimp.jsonl or data/blimp/blimp.jsonl"
+    add("--blimp", type=Path, help=blimp_help)
     publish_help = "write <sweep>.json, figures and report there, such as results"
     add("--publish", type=Path, help=publish_help)
     restore_help = "make run folders there, such as out, of published .json files, and stop"
     add("--restore", type=Path, help=restore_help)
-    or_one_sentence(analyse_sweeps, parser.parse_args(argv))
+    add("--again", action="store_true", help="score runs that are scored already, too")
+    old_code_help = "score runs that other code trained, which the report then says"
+    add("--old_code", action="store_true", help=old_code_help)
+    kept = "the runs that were scored stay so, and the same command goes on"
+    or_one_sentence(analyse_sweeps, parser.parse_args(argv), stopped=kept)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     make_fast(model)             for training: swaps those layers in and compiles, in place
     recorded(step, ...)          for training: a step recorded as a CUDA graph, then replayed
     with_compiled_blocks(model)  for the instruments: a second view of a model, blocks compiled
+    with_sorted_experts(model)   the same, experts waiting less; hooks still run
 
 Each class computes what its parent in model.py defines, and says what it buys in a training step
 on one H100 (results/README.md, Speed). Delete one, with what serves it alone and the line that
@@ -160,7 +161,7 @@ class FoldedNorm(RMSNorm):
         return F.rms_norm(x, x.shape[-1:], None, NORM_EPS)
 
     def gain(self):
-        return self.weight * self.depth_scale
+        return self.weight * self.scale
 
 
 class FoldedLinear(Linear):
@@ -261,14 +262,14 @@ class GroupedMoE(MoE):
             left = left.masked_fill(here, -math.inf)
         return torch.cat(weights, dim=-1), torch.cat(experts, dim=-1)
 
-    def shares(self, expert):
+    def shares(self, chosen):
         # The same counts as in mix: compiled together, they are computed once.
-        _, _, count = sort_by_counting(expert.flatten(), self.config.n_expert)
-        return count / expert.numel()
+        _, _, count = sort_by_counting(chosen.flatten(), self.config.n_expert)
+        return count / chosen.numel()
 
-    def mix(self, tokens, weight, expert):
+    def mix(self, tokens, weight, chosen):
         K, dtype = self.config.n_expert_active, tokens.dtype
-        order, place, count = sort_by_counting(expert.flatten(), self.config.n_expert)
+        order, place, count = sort_by_counting(chosen.flatten(), self.config.n_expert)
         ends = count.cumsum(dim=0, dtype=torch.int32)
         token, rows_of_token = order // K, place.view(-1, K)
         rows = Gather.apply(tokens, token, rows_of_token)  # (N * K, C)
@@ -320,8 +321,9 @@ def sort_by_counting(expert, n_expert, piece=64):
 
 
 def group_experts(model):
+    aligned = model.config.n_embd % 8 == 0 and model.config.expert_hidden % 8 == 0
     for block in model.blocks:
-        if isinstance(block.mlp, MoE):
+        if isinstance(block.mlp, MoE) and aligned:  # grouped_mm takes no others
             block.mlp.__class__ = GroupedMoE
 
 
@@ -389,15 +391,56 @@ class RecordedStep:
 # The instruments ---------------------------------------------------------------------------------
 
 
+class SortedMoE(MoE):
+    """Choices sorted by expert, so that a GPU is waited for once a layer and not once an expert;
+    uncompiled and in any dtype, where GroupedMoE wants bf16."""
+
+    def mix(self, tokens, weight, expert):
+        K = self.config.n_expert_active
+        expert = expert.flatten()  # (N * K,): choice i is of token i // K
+        order = expert.argsort(stable=True)
+        counts = expert.bincount(minlength=self.config.n_expert).tolist()  # waits
+        rows = []
+        for e, of_e in enumerate(tokens[order // K].split(counts)):
+            gate, up = F.linear(of_e, self.gate_up[e].to(of_e.dtype)).chunk(2, dim=-1)
+            rows.append(F.linear(F.silu(gate) * up, self.down[e].to(of_e.dtype)))
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        of_choices = torch.cat(rows)[place].view(-1, K, tokens.shape[-1])
+        return (of_choices * weight[..., None].to(tokens.dtype)).sum(dim=1)
+
+
+def with_sorted_experts(model):
+    """The same weights behind a GPT whose experts are SortedMoEs; a dense model itself. The given
+    one stays as it is."""
+    if not model.config.n_expert:
+        return model
+    return with_blocks(model, [sorted_experts(block) for block in model.blocks])
+
+
+def sorted_experts(block):
+    view, mlp = copy(block), copy(block.mlp)
+    mlp.__class__ = SortedMoE
+    view._modules = {**block._modules, "mlp": mlp}
+    return view
+
+
+def with_blocks(model, blocks):
+    """The same weights behind a GPT with these blocks."""
+    view = copy(model)
+    view._modules = {**model._modules, "blocks": nn.ModuleList(blocks)}
+    return view
+
+
 def with_compiled_blocks(model):
     """The same weights behind a GPT whose blocks are compiled, where the model is on a GPU that can
-    compile; the given one stays as it is, as compiled code runs no hooks. Experts stay uncompiled:
-    in fp32 their numbers of rows decide what runs."""
-    if not model.head.weight.is_cuda or not has_triton() or model.config.n_expert:
+    compile; the given one stays as it is, as compiled code runs no hooks. Experts are sorted
+    instead: in fp32 their numbers of rows decide what runs."""
+    if not model.head.weight.is_cuda or not has_triton():
         return model
+    if model.config.n_expert:
+        return with_sorted_experts(model)
     allow_many_compilations()
-    compiled = copy(model)
-    blocks = nn.ModuleList(torch.compile(block, dynamic=False) for block in model.blocks)
-    compiled._modules = {**model._modules, "blocks": blocks}
+    compiled = with_blocks(model, [torch.compile(b, dynamic=False) for b in model.blocks])
     compiled.position_losses = torch.compile(model.position_losses, dynamic=False)
     return compiled

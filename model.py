@@ -8,8 +8,9 @@ The toggles are the sources of sparsity of "When Does Sparsity Mitigate the Curs
 weight decay (GPT.parameter_groups); beside them two published remedies, layer_norm_scaling and
 scaled_residual_init.
 
-From top to bottom: options, masks, layers, the model, refusals. Everything here is the definition;
-fast.py computes the same numbers faster on a GPU, and nothing here needs it.
+From top to bottom: options, masks, layers, the model, refusals. Everything here is the definition,
+and nothing here needs fast.py, which computes the same numbers faster on a GPU; some methods are
+small so that it can put a faster one in their place.
 
 Shapes in comments: B sequences, T positions, C n_embd, H n_head, D head size, N = B * T tokens,
 E n_expert, K n_expert_active.
@@ -57,6 +58,7 @@ class GPTConfig:
         self.mlp_hidden = self.mlp_hidden or 32 * math.ceil(self.n_embd * 8 / 3 / 32)
         if self.expert_hidden == 0:
             n_used = max(1, self.n_expert_active + self.n_shared_expert)
+            # A multiple of 8, as GPUs like it.
             self.expert_hidden = max(8, 8 * round(self.mlp_hidden / n_used / 8))
         refuse_impossible(self)
 
@@ -79,8 +81,8 @@ def strided_mask(config, q, k):
     return (k <= q) & (is_near | is_one_in_stride)
 
 
-# Which keys topk keeps depends on the scores: CausalSelfAttention.scores picks them, among those
-# that this mask leaves in sight.
+# Which keys topk keeps depends on the scores, so CausalSelfAttention.scores picks them among those
+# that the full mask leaves in sight.
 MASKS = {"full": full_mask, "window": window_mask, "strided": strided_mask, "topk": full_mask}
 
 
@@ -93,12 +95,14 @@ def visible(config, T, device=None):
 def keys_in_sight(config):
     """(block_size,) how many keys each position may look at (for topk: may choose from)."""
     position, mask = torch.arange(config.block_size), MASKS[config.attention]
-    some_rows = position.split(256)  # a mask of all rows at once may not fit
-    return torch.cat([mask(config, q[:, None], position).sum(dim=1) for q in some_rows])
+    # Some rows at a time, as a mask of all may not fit.
+    counts = [mask(config, q[:, None], position).sum(dim=1) for q in position.split(256)]
+    return torch.cat(counts)
 
 
 def mask_density(config):
-    """Share of the causal (query, key) pairs that the mask leaves in sight; for topk, chooses."""
+    """Share of the causal (query, key) pairs in use: those in sight, of which a query of topk uses
+    at most `topk`."""
     T = config.block_size
     n_keys = keys_in_sight(config)
     if config.attention == "topk":
@@ -117,23 +121,23 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, times 1/sqrt(layer) with layer-norm scaling."""
+    """x / rms(x) * weight, times a constant scale."""
 
-    def __init__(self, n_embd, layer=1):
+    def __init__(self, n_embd, scale=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(n_embd))
-        # A buffer and not a float, which torch.compile would take for a reason to compile each
-        # layer anew.
-        self.register_buffer("depth_scale", torch.tensor(layer**-0.5), persistent=False)
+        # A buffer and no float, so that layers of different scales are the same code.
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     def forward(self, x):
-        gain = self.weight * self.depth_scale
+        gain = self.weight * self.scale
         return F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), NORM_EPS)
 
 
 def rotate(x, cos, sin):
     """Rotary position embedding (arXiv 2104.09864), half-split: features i and i + D/2 of x
-    (..., D) turn by the angle of their position. cos, sin (T, D/2), or what broadcasts to x."""
+    (..., D) turn by the angle of their position. cos, sin (T, D/2), or what broadcasts to x; in
+    fp32, so that a bf16 x is rounded once, at the end."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
@@ -146,6 +150,7 @@ class CausalSelfAttention(nn.Module):
         n_heads = config.n_head + 2 * config.n_kv_head
         self.query_key_value = Linear(config.n_embd, n_heads * self.head_size, bias=False)
         self.output = Linear(config.n_embd, config.n_embd, bias=False)
+        # Angles in float64: at large positions fp32 would lose their fraction of a turn.
         exponent = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
         angle = torch.outer(torch.arange(config.block_size), ROTARY_BASE**-exponent)  # (T, D/2)
         self.register_buffer("cos", angle.cos().float(), persistent=False)
@@ -157,7 +162,7 @@ class CausalSelfAttention(nn.Module):
         T, n_head, n_kv_head = x.shape[1], self.config.n_head, self.config.n_kv_head
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size))  # (B, T, heads, D)
         query, key, value = heads.split((n_head, n_kv_head, n_kv_head), dim=2)
-        cos, sin = self.cos[:T, None], self.sin[:T, None]
+        cos, sin = self.cos[:T, None], self.sin[:T, None]  # (T, 1, D/2)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # (B, heads, T, D)
         if n_kv_head < n_head:
@@ -176,13 +181,14 @@ class CausalSelfAttention(nn.Module):
             scores = torch.full_like(scores, -math.inf).scatter(-1, index, kept)
         return scores
 
-    def weights(self, x):
-        """x (B, T, C) -> (B, H, T, T) attention probabilities, written out, for the instruments."""
+    def probabilities(self, x):
+        """x (B, T, C) -> (B, H, T, T) attention, written out, for the instruments."""
         query, key, _ = self.project(x)
         return self.scores(query, key).softmax(dim=-1)
 
     def attend(self, query, key, value):
-        """softmax(scores) @ value, (B, H, T, D); by torch's own kernel where the mask is known."""
+        """softmax(scores) @ value, (B, H, T, D). topk needs the scores first; the other masks take
+        torch's own kernel, which never holds them all."""
         if self.config.attention == "topk":
             return self.scores(query, key).softmax(dim=-1) @ value
         if self.config.attention == "full":
@@ -223,56 +229,57 @@ class MoE(nn.Module):
         self.router_loss = None  # of the last training forward, for GPT.take_router_loss
 
     def route(self, tokens):
-        """tokens (N, C) -> router logits (N, E), and the K chosen experts' weights and numbers,
-        (N, K) each. Logits and weights are in fp32 or better."""
+        """tokens (N, C) -> router logits (N, E), and of the K chosen experts the weights and the
+        numbers, (N, K) each. Logits and weights are in fp32 or better."""
         logits = self.router(tokens)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        weight, expert = self.choose(logits.softmax(dim=-1))
+        weight, chosen = self.choose(logits.softmax(dim=-1))
         if self.config.normalize_expert_weights:
             weight = weight / weight.sum(dim=-1, keepdim=True)
-        return logits, weight, expert
+        return logits, weight, chosen
 
     def choose(self, probability):
         return probability.topk(self.config.n_expert_active)
 
-    def mix(self, tokens, weight, expert):
-        """sum over k of weight[n, k] * (expert number expert[n, k])(tokens[n]), (N, C)."""
+    def mix(self, tokens, weight, chosen):
+        """y[n] = sum over k of weight[n, k] * expert_e(tokens[n]) with e = chosen[n, k], (N, C)."""
         y = torch.zeros_like(tokens)
+        gate_up, down = self.gate_up.to(y.dtype), self.down.to(y.dtype)
         for e in range(self.config.n_expert):
-            token, k = (expert == e).nonzero(as_tuple=True)  # who chose e, and as which choice
-            gate, up = F.linear(tokens[token], self.gate_up[e].to(y.dtype)).chunk(2, dim=-1)
-            out = F.linear(F.silu(gate) * up, self.down[e].to(y.dtype))
-            y.index_add_(0, token, out * weight[token, k, None].to(y.dtype))
+            n, k = (chosen == e).nonzero(as_tuple=True)  # which tokens chose e, as which choice
+            gate, up = F.linear(tokens[n], gate_up[e]).chunk(2, dim=-1)
+            out = F.linear(F.silu(gate) * up, down[e])
+            y.index_add_(0, n, out * weight[n, k, None].to(y.dtype))
         return y
 
-    def shares(self, expert):
-        """expert (N, K) -> each expert's share of all N * K choices, (E,)."""
-        return F.one_hot(expert, self.config.n_expert).float().mean(dim=(0, 1))
+    def shares(self, chosen):
+        """chosen (N, K) -> each expert's share of all N * K choices, (E,)."""
+        return F.one_hot(chosen, self.config.n_expert).float().mean(dim=(0, 1))
 
-    def balance_losses(self, logits, expert):
+    def balance_losses(self, logits, chosen):
         """Switch's load balance, E * sum_e share_e * mean probability_e, which is 1 when even
         (arXiv 2101.03961, eq. 4), and ST-MoE's router z, mean logsumexp^2 (2202.08906, eq. 5)."""
         mean_probability = logits.softmax(dim=-1).mean(dim=0)
-        balance = self.config.n_expert * (self.shares(expert) * mean_probability).sum()
+        balance = self.config.n_expert * (self.shares(chosen) * mean_probability).sum()
         z = logits.logsumexp(dim=-1).square().mean()
         return self.config.load_balance_loss * balance + self.config.router_z_loss * z
 
     def forward(self, x):  # (B, T, C)
         tokens = x.flatten(0, -2)  # (N, C)
-        logits, weight, expert = self.route(tokens)
+        logits, weight, chosen = self.route(tokens)
         if self.training:
-            self.router_loss = self.balance_losses(logits, expert)
-        y = self.mix(tokens, weight, expert).view_as(x)
+            self.router_loss = self.balance_losses(logits, chosen)
+        y = self.mix(tokens, weight, chosen).view_as(x)
         return y if self.shared is None else y + self.shared(x)
 
 
 class Block(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
-        layer = layer if config.layer_norm_scaling else 1
-        self.attention_norm = RMSNorm(config.n_embd, layer)
+        scale = layer**-0.5 if config.layer_norm_scaling else 1.0
+        self.attention_norm = RMSNorm(config.n_embd, scale)
         self.attention = CausalSelfAttention(config)
-        self.mlp_norm = RMSNorm(config.n_embd, layer)
+        self.mlp_norm = RMSNorm(config.n_embd, scale)
         self.mlp = MoE(config) if config.n_expert else MLP(config.n_embd, config.mlp_hidden)
 
     def forward(self, x):
@@ -281,6 +288,13 @@ class Block(nn.Module):
 
 
 # The model ---------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits, targets):
+    """(B, T) cross-entropy per position in nats, in fp32 or better."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return loss.view_as(targets)
 
 
 class GPT(nn.Module):
@@ -299,6 +313,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=self.init_std(name))
 
     def init_std(self, name):
+        # The last matrices of attention, of experts, and of dense and shared feed-forwards.
         ends_a_branch = name.endswith(("attention.output.weight", "mlp.down", "down.weight"))
         if self.config.scaled_residual_init and ends_a_branch:
             return INIT_STD / math.sqrt(2 * self.config.n_layer)
@@ -379,18 +394,11 @@ class GPT(nn.Module):
                 least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
                 logits = logits.masked_fill(logits < least, -math.inf)
             if temperature == 0:
-                following = logits.argmax(dim=-1, keepdim=True)
+                next_token = logits.argmax(dim=-1, keepdim=True)
             else:
-                following = torch.multinomial((logits / temperature).softmax(dim=-1), 1)
-            idx = torch.cat((idx, following), dim=1)
+                next_token = torch.multinomial((logits / temperature).softmax(dim=-1), 1)
+            idx = torch.cat((idx, next_token), dim=1)
         return idx
-
-
-def cross_entropy(logits, targets):
-    """(B, T) cross-entropy per position in nats, in fp32 or better."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return loss.view_as(targets)
 
 
 # Refusals ----------------------------------------------------------------------------------------
@@ -409,10 +417,10 @@ def refuse_outside(name, value, least):
 
 def refuse_impossible(config):
     """Raises ValueError, in one sentence that names the option, for a model that cannot exist."""
-    may_be_0 = ("n_expert", "n_shared_expert", "load_balance_loss", "router_z_loss")
+    at_least_0 = ("n_expert", "n_shared_expert", "load_balance_loss", "router_z_loss")
     for name, value in vars(config).items():
-        if not isinstance(value, (bool, str)):
-            refuse_outside(name, value, least=0 if name in may_be_0 else 1)
+        if type(value) in (int, float):
+            refuse_outside(name, value, least=0 if name in at_least_0 else 1)
 
     C, n_head, n_kv_head = config.n_embd, config.n_head, config.n_kv_head
     refuse(C % n_head, f"n_embd = {C} must be a multiple of n_head = {n_head}")
@@ -425,10 +433,6 @@ def refuse_impossible(config):
 
     E, K, n_shared = config.n_expert, config.n_expert_active, config.n_shared_expert
     refuse(n_shared and not E, f"n_shared_expert = {n_shared} needs n_expert, too")
-    if E:
-        refuse(K > E, f"n_expert_active = {K} must be at most n_expert = {E}")
-        alone = K == 1 and config.normalize_expert_weights  # its weight is 1: no gradient
-        refuse(alone, "normalize_expert_weights needs n_expert_active = 2 or more to learn from")
-        for name, value in (("n_embd", C), ("expert_hidden", config.expert_hidden)):
-            rule = "must be a multiple of 8 with experts (grouped_mm's alignment)"
-            refuse(value % 8, f"{name} = {value} {rule}")
+    alone = K == 1 and config.normalize_expert_weights  # its weight is 1: no gradient
+    refuse(E and K > E, f"n_expert_active = {K} must be at most n_expert = {E}")
+    refuse(E and alone, "normalize_expert_weights needs n_expert_active = 2 or more to learn from")

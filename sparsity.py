@@ -31,6 +31,7 @@ ATTENTION_ENTRIES = 2**24  # attention probabilities held at once
 TOKENS_AT_ONCE = 2**14  # whose experts are looked up
 TABLE_SEQUENCES = 16  # that the command line's table is measured on
 TINY = 1e-300  # keeps 0 / 0 at 0
+FEW_SEQUENCES = 4  # that predict_variance follows one by one for topk
 
 
 # Measured on a model -----------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def attended_keys(model, idx):
         with inputs_of(attentions) as inputs:
             model(rows)
         for layer, attention in enumerate(attentions):
-            entropy = torch.special.entr(attention.weights(inputs[attention])).sum(dim=-1)
+            entropy = torch.special.entr(attention.probabilities(inputs[attention])).sum(dim=-1)
             effective = entropy.exp()  # (B, H, T)
             keys[layer] += mean_over_queries(effective).cpu() / len(idx)
             share[layer] += mean_over_queries(effective / available).cpu() / len(idx)
@@ -188,22 +189,41 @@ def attention_branch(n_embd, s2_value, s2_output, probability, correlation, stat
 
     Scores at initialisation are near zero, so P is uniform over the keys in sight. For one query
     with m keys of mean correlation r this reads n^2 s2_value s2_output (r + (1 - r) / m): fewer
-    keys, *more* variance from one block, as less is averaged away. `statistics`, three (T,) of
-    attention_statistics, put in the place of 1 / m what the mean P misses, E[sum p^2] and the
-    alignment of the keys preferred: on the diagonal only, and scores of correlated keys differ by
-    the share 1 - r of their variance only. Sharing keys and values among heads changes nothing:
-    every head's values keep their variance, and the output matrix draws independent weights for
-    each head, so no head's share depends on another's."""
-    added = probability @ correlation @ probability.T
+    keys, *more* variance from one block, as less is averaged away. What the mean P misses is put
+    on the diagonal by `statistics`, of attention_statistics. Sharing keys and values among heads
+    changes nothing: every head's values keep their variance, and the output matrix draws
+    independent weights for each head, so no head's share depends on another's."""
+    seen = probability @ correlation
+    added = seen @ probability.T
     if statistics is not None:
-        in_use, spread, alignment = statistics
-        uniform = probability.square().sum(dim=1)
-        shared = (added.diagonal() - uniform) / (1 - uniform).clamp_min(1e-12)
-        not_shared = 1 - shared.clamp(0, 1)
-        squares = spread**not_shared / in_use  # E[sum p^2]
-        own = squares + (1 - squares) * alignment
-        added.diagonal().copy_(1 - not_shared + not_shared * own)
+        own = attended_variance(n_embd, probability, correlation, seen, statistics)
+        added.diagonal().copy_(own)
     return n_embd**2 * s2_value * s2_output * added
+
+
+def attended_variance(n_embd, probability, correlation, seen, statistics):
+    """E[sum over pairs of keys p p' r] (T,) for each query; seen = probability @ correlation.
+
+    Scores of keys of mean correlation r differ by 1 - r of their variance only, which tempers the
+    spread. And a query prefers keys whose scores are high together: to first order it sees a pair
+    more often by `preference` times the correlation of their scores, r * cosine less what all the
+    keys in sight share. For n_embd random features r^2 is (1 - r^2) / n_embd above its limit."""
+    in_use, spread, preference, cosine = statistics
+    uniform = probability.square().sum(dim=1)
+    several = (1 - uniform).clamp_min(1e-12)  # the share of pairs that are of two keys
+
+    def of_pairs(seen_values):
+        return (seen_values * probability).sum(dim=1)
+
+    not_shared = ((1 - of_pairs(seen)) / several).clamp(0, 1)
+    squares = spread**not_shared / in_use  # E[sum p^2]
+    seen_scores = probability @ (correlation * cosine)
+    squared = correlation.square() * (1 - 1 / n_embd) + 1 / n_embd
+    together = of_pairs(probability @ (squared * cosine)) - 2 * of_pairs(seen * seen_scores)
+    together += of_pairs(seen) * of_pairs(seen_scores)
+    together -= uniform * several * not_shared**2  # a key with itself is in squares
+    aligned = preference * together * (1 - squares) / several
+    return 1 - not_shared + not_shared * squares + aligned
 
 
 def mlp_branch(n_embd, hidden, s2_in, s2_down, correlation):
@@ -345,9 +365,10 @@ def attention_probability(config, T):
 
 
 def attention_statistics(config, T, s2):
-    """What attention_branch needs beside the mean attention, (T,) each: keys in use, m, or for
+    """What attention_branch needs beside the mean attention. (T,) each: keys in use, m, or for
     topk the topk of them with the largest scores; the spread, E[sum p^2] times the keys in use;
-    and the alignment, the mean correlation that distinct tokens gain by being attended to.
+    the preference for keys, squared (key_preference). (T, T): the cosine between the directions
+    along which a query's scores take two keys, mean of cos(angle * distance) over the rotations.
 
     Queries and keys have features of variance n_embd * s2, so a score, their product over the root
     of the head size, has variance v = (n_embd * s2)^2. To first order in e^v - 1 a softmax of m
@@ -360,29 +381,24 @@ def attention_statistics(config, T, s2):
     some = sorted({n for n in (topk, most, *(round(1.2**i) for i in range(60))) if n <= most})
     spread = [min(n, topk) * kept_weight(n, min(n, topk), v, power=2) for n in some]
     spread = np.interp(in_sight.log(), np.log(some), spread)  # smooth between those
-    return in_use, torch.from_numpy(spread), key_alignment(config, T, in_use, v)
+    preference = key_preference(in_use / in_sight, v) ** 2
+    return in_use, torch.from_numpy(spread), preference, rotary_cosine(config, T)
 
 
-def key_alignment(config, T, in_use, v):
-    """(T,) mean correlation of distinct tokens, weighted by the attention that they get.
+def key_preference(share, v):
+    """Mean standard score of a key in use, weighted by its attention, where the `share` of largest
+    scores is in use: with density and share tilted by exp(score), sqrt(v) + density / share."""
+    tilted = torch.special.ndtri(1 - share) - math.sqrt(v)  # -inf where all are in use
+    return math.sqrt(v) + normal_density(tilted) / torch.special.ndtr(-tilted)
 
-    A key is preferred for its token's component along one direction, that of W_k^T R q, where R is
-    the rotation between query and key. Weighted by exp(score) above the quantile of topk, that
-    component has mean z = sqrt(v) + density / share, and two tokens that have z in common, of
-    n_embd features, correlate by z^2 / n_embd times the cosine between their two directions, which
-    is the mean of cos(angle * distance) over the head's rotations. Small where tokens have many
-    features or few keys are in use."""
-    mask = visible(config, T).double()
-    in_sight, size = mask.sum(dim=1), config.n_embd // config.n_head
+
+def rotary_cosine(config, T):
+    """(T, T) mean over a head's rotations of cos(angle * distance between two keys)."""
+    size = config.n_embd // config.n_head
     angle = ROTARY_BASE ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-    turn = torch.outer(torch.arange(T, dtype=torch.float64), angle)
-    squared = (mask @ turn.cos()).square() + (mask @ turn.sin()).square()  # |sum of e^(i turn)|^2
-    pairs = (in_sight * (in_sight - 1)).clamp_min(1)
-    cosine = (squared.mean(dim=1) - in_sight) / pairs
-    threshold = torch.special.ndtri(1 - in_use / in_sight)  # -inf where all are in use
-    tilted = threshold - math.sqrt(v)
-    z = math.sqrt(v) + normal_density(tilted) / torch.special.ndtr(-tilted)
-    return cosine * z**2 / config.n_embd
+    position = torch.arange(T)
+    by_distance = torch.outer(position.double(), angle).cos().mean(dim=1)
+    return by_distance[(position[:, None] - position).abs()]
 
 
 def feed_forward_branch(config, s2_in, s2_out, correlation):
@@ -405,29 +421,43 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
     the sequences idx, (T,) or (N, T); the blocks' weights are kept with probability `keep`. Exact
     as widths grow; only equal tokens are correlated at h_0.
 
-    After l blocks: c_l = c_0 + sum of attention_branch and feed_forward_branch, each from the
-    correlations before it. All are over the draw of weights and of a sequence, so N sequences cost
-    one prediction: exact up to the first attention, and after it off by less than a tenth of the
-    sequences' own differences (0.3 % for 96 sequences of books that differ by 5 %). Layer-norm
-    scaling divides a block's inputs, hence its s2, by its number; scaled_residual_init divides
-    s2_output."""
-    idx, T = idx.reshape(-1, idx.shape[-1]), idx.shape[-1]
-    s2 = keep * std**2
+    Averaged over sequences is c_0, which costs one prediction for all of them, and loses less than
+    a tenth of the sequences' own differences (0.3 % for 96 sequences of books that differ by 5 %),
+    but for topk, which picks equal tokens together, a mean of squares, up to 15 %. So of topk
+    a few sequences, FEW_SEQUENCES, are followed one by one, too, and give what the mean loses.
+    Layer-norm scaling divides a block's inputs, hence its s2, by its number."""
+    idx = idx.reshape(-1, idx.shape[-1])
+    s2 = [
+        keep * std**2 / (l if config.layer_norm_scaling else 1)
+        for l in range(1, 1 + config.n_layer)
+    ]
+    statistics = {each: attention_statistics(config, idx.shape[1], each) for each in set(s2)}
+
+    def curve(rows):
+        equal = sum((row[:, None] == row[None, :]).double() for row in rows) / len(rows)
+        return np.array(variance_curve(config, std**2 * equal, keep * std**2, s2, statistics))
+
+    if config.attention != "topk":
+        return curve(idx).tolist()
+    few = idx[:: math.ceil(len(idx) / FEW_SEQUENCES)]
+    lost = np.mean([curve(row[None]) for row in few], axis=0) - curve(few)
+    return (curve(idx) + lost).tolist()
+
+
+def variance_curve(config, covariance, s2, s2_in, statistics):
+    """[h_0, ..., h_L] from the covariance (T, T) of h_0: c_l = c_0 + sum of attention_branch and
+    feed_forward_branch, each from the correlations before it. s2 is of all blocks' weights, s2_in
+    of each block's after layer-norm scaling; scaled_residual_init divides s2_output."""
     s2_out = s2 / (2 * config.n_layer) if config.scaled_residual_init else s2
-    probability = attention_probability(config, T)
-    equal = sum((row[:, None] == row[None, :]).double() for row in idx) / len(idx)
-    covariance = std**2 * equal  # embeddings are not thinned
+    probability = attention_probability(config, len(covariance))
     variance = [covariance.diagonal().mean().item()]
-    for layer in range(1, config.n_layer + 1):
-        s2_in = s2 / layer if config.layer_norm_scaling else s2
-        if layer == 1 or config.layer_norm_scaling:
-            statistics = attention_statistics(config, T, s2_in)
+    for each in s2_in:
         correlation = normalised(covariance)
         covariance = covariance + attention_branch(
-            config.n_embd, s2_in, s2_out, probability, correlation, statistics
+            config.n_embd, each, s2_out, probability, correlation, statistics[each]
         )
         correlation = normalised(covariance)
-        covariance = covariance + feed_forward_branch(config, s2_in, s2_out, correlation)
+        covariance = covariance + feed_forward_branch(config, each, s2_out, correlation)
         variance.append(covariance.diagonal().mean().item())
     return variance
 

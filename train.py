@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -563,14 +563,41 @@ GIB = 2**30
 
 
 def bench(points, n_windows=10):
-    """Time the real training step of each point {name: Point} on random tokens; writes no run.
-    Prints a line for each point, and returns what they say, a list of dicts."""
-    rows = []
+    """Time the real training step of each point {name: Point} on random tokens; writes no run. Of
+    points with the same step, such as seeds, the first. Prints a line for each, and returns what
+    they say, a list of dicts."""
+    rows = {}
     for name, point in points.items():
-        rows.append({"name": name, **time_steps(point, n_windows)})
-        say(bench_line(rows[-1]))
-        gc.collect()  # a recorded step's memory goes with its last reference
-    return rows
+        step = step_of(point)
+        if step not in rows:
+            rows[step] = {"name": name, **time_steps(point, n_windows)}
+            say(bench_line(rows[step]))
+            gc.collect()  # a recorded step's memory goes with its last reference
+    seconds = sum(
+        point.training.max_iters
+        * tokens_per_step(point)
+        / rows[step_of(point)]["tokens_per_second"]
+        for point in points.values()
+    )
+    say(f"all {len(points)} points: about {duration(seconds)} of training here, one after another")
+    return list(rows.values())
+
+
+def step_of(point):
+    """What a step's speed depends on."""
+    batches = (point.training.batch_size, point.training.gradient_accumulation_steps)
+    return (*astuple(point.model), *batches, *choose_hardware(point.training))
+
+
+def tokens_per_step(point):
+    return point.training.sequences_per_step * point.model.block_size
+
+
+def duration(seconds):
+    """Such as "40 s", "3 minutes" or "2.5 hours"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def bench_line(row):

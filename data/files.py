@@ -65,7 +65,7 @@ def say(text):
     """Print a line between progress bars. Where nobody reads it any more, as behind `| head`, the
     printing stops and the work goes on."""
     try:
-        tqdm.write(text)
+        tqdm.write(str(text))
         sys.stdout.flush()
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)

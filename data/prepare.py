@@ -1,9 +1,10 @@
-"""Text -> data/<name>/{train.bin, val.bin, choices.jsonl, meta.json}, all that the others read.
+"""Text -> data/<name>/{train.bin, val.bin, choices.jsonl, meta.json}, all that training reads.
 
     python data/prepare.py pycode                   this Python's standard library, no download
     python data/prepare.py books --vocab_size 8192  483 public-domain books (the published results)
     python data/prepare.py fineweb --shards 10      FineWeb-Edu in tokens, 100 M of them a shard
     python data/prepare.py text mine.txt more.txt --name mine    your own UTF-8 files
+    python data/prepare.py blimp                    BLiMP, a task: blimp.jsonl, and a tenth.jsonl
 
 *.bin are uint16 tokens, one end-of-text after each document. choices.jsonl is a downstream task
 made of the held-out documents alone: a context and four continuations, of which one is the true
@@ -45,6 +46,7 @@ from data.files import (
     reason,
     say,
     sync,
+    write_text,
 )
 
 BYTE_VOCAB = 257
@@ -71,6 +73,9 @@ FINEWEB_URL = (
     "https://huggingface.co/datasets/karpathy/fineweb-edu-100B-gpt2-token-shards/resolve/main/"
 )
 FINEWEB_SHARDS = 1000
+BLIMP_URL = (
+    "https://github.com/alexwarstadt/blimp/archive/3e56b06fcabca9b30822fc66435fca6b1aa40bb1.tar.gz"
+)
 SHARD_MAGIC = 20240520
 SHARD_VERSION = 1
 SHARD_HEADER_BYTES = 1024
@@ -303,17 +308,11 @@ def books(archive):
     below 4 is held out, 4 to 159 is for training, the rest is unused. Raises BadInput where they
     are not BOOKS, to the last bit."""
     contents = {}
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tqdm(tar, desc="reading", unit=" files", disable=None):
-                name = member.name.split("/", 1)[-1]  # without the archive's top folder
-                if is_book(member, name) and first_byte(name) < 160:
-                    contents[name] = tar.extractfile(member).read()
-    except Exception as error:  # whatever the four modules below tarfile raise
-        raise BadInput(
-            f"{archive} cannot be read as a tar archive ({reason(error)}): "
-            "give a whole one, or delete it and download it again"
-        ) from None
+    with opened_archive(archive) as tar:
+        for member in tqdm(tar, desc="reading", unit=" files", disable=None):
+            name = member.name.split("/", 1)[-1]  # without the archive's top folder
+            if is_book(member, name) and first_byte(name) < 160:
+                contents[name] = tar.extractfile(member).read()
     if (found := summary_of(contents)) != BOOKS:
         raise BadInput(
             f"{archive} does not hold the books of the published results "
@@ -334,6 +333,21 @@ def summary_of(contents):
         "bytes": sum(map(len, contents.values())),
         "sha256": hashlib.sha256(b"".join(lines)).hexdigest(),
     }
+
+
+@contextmanager
+def opened_archive(path):
+    """An open tar archive. What is wrong with it while it is read raises BadInput."""
+    try:
+        with tarfile.open(path) as tar:
+            yield tar
+    except BadInput:
+        raise
+    except Exception as error:  # whatever the four modules below tarfile raise
+        raise BadInput(
+            f"{path} cannot be read as a tar archive ({reason(error)}): "
+            "give a whole one, or delete it and download it again"
+        ) from None
 
 
 def is_book(member, name):
@@ -406,6 +420,62 @@ def fetch_shard(path):
     )
 
 
+# BLiMP --------------------------------------------------------------------------------------------
+
+EVERY = 10  # of tenth.jsonl
+
+
+def prepare_blimp(folder, source):
+    """source: a local archive or folder, or None for the download."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        archive = source or fetch_archive(folder / "blimp.tar.gz", BLIMP_URL)
+        write_blimp(folder, Path(archive))
+
+
+def write_blimp(folder, source):
+    """blimp.jsonl, {"paradigm", "good", "bad"} a line, and tenth.jsonl, every tenth pair of each
+    paradigm from the first on, into folder.
+
+    BLiMP (Warstadt et al. 2020, arXiv 1912.00582; CC BY 4.0): pairs of English sentences that
+    differ in one point of grammar. source: the repository's archive, or a folder of its files
+    data/PARADIGM.jsonl.
+    """
+    pairs = {name: pairs_of(name, text) for name, text in sorted(blimp_files(source))}
+    if not pairs:
+        raise BadInput(f"{source} holds no data/*.jsonl: give BLiMP's archive, or its folder data")
+    for name, every in (("blimp", 1), ("tenth", EVERY)):
+        chosen = [pair for of_paradigm in pairs.values() for pair in of_paradigm[::every]]
+        lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in chosen]
+        write_text(folder / f"{name}.jsonl", "".join(lines))
+        say(f"{folder / name}.jsonl: {len(chosen):,} pairs of {len(pairs)} paradigms")
+
+
+def blimp_files(source):
+    """[(file name, text)] of the JSONL files in a folder, or of those in an archive's folder
+    data."""
+    if source.is_dir():
+        return [(path.name, path.read_text(encoding="utf-8")) for path in source.glob("*.jsonl")]
+    with opened_archive(source) as tar:
+        return [
+            (Path(member.name).name, tar.extractfile(member).read().decode("utf-8"))
+            for member in tar
+            if member.isfile() and Path(member.name).match("*/data/*.jsonl")
+        ]
+
+
+def pairs_of(name, text):
+    """The pairs of one file, in its order."""
+    try:
+        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+        return [
+            {"paradigm": line["UID"], "good": line["sentence_good"], "bad": line["sentence_bad"]}
+            for line in lines
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{name} is no file of BLiMP: its lines lack sentences") from None
+
+
 # Downloads ----------------------------------------------------------------------------------------
 
 
@@ -469,6 +539,9 @@ def prepare(arguments):
     source = arguments.source
     folder = Path(__file__).parent / (source if arguments.name is None else arguments.name)
     encoding = tokenizer(BYTE_VOCAB if arguments.vocab_size is None else arguments.vocab_size)
+    if source == "blimp":
+        prepare_blimp(folder, arguments.archive)
+        return
     documents = None
     if source == "pycode":
         documents = pycode()
@@ -481,7 +554,7 @@ def prepare(arguments):
         if source == "fineweb":
             meta = fineweb(folder, arguments.shards or 1)
         else:
-            documents = documents or books(fetch_books(folder))
+            documents = documents or books(fetch_archive(folder / "books.tar.gz", BOOKS_URL))
             meta = write_dataset(folder, source, encoding, *documents)
     say(
         f"{folder}: {meta['tokens']['train']:,} training and {meta['tokens']['val']:,} validation "
@@ -501,9 +574,11 @@ def refuse_arguments(arguments):
         )
     if source == "text" and not paths:
         raise BadInput("text needs at least one file: python data/prepare.py text mine.txt")
-    for option, of_source in (("archive", "books"), ("shards", "fineweb")):
-        if getattr(arguments, option) is not None and source != of_source:
-            raise BadInput(f"--{option} goes with {of_source}, not with {source}")
+    for option, of_sources in (("archive", ("books", "blimp")), ("shards", ("fineweb",))):
+        if getattr(arguments, option) is not None and source not in of_sources:
+            raise BadInput(f"--{option} goes with {' and '.join(of_sources)}, not with {source}")
+    if source == "blimp" and arguments.vocab_size is not None:
+        raise BadInput("blimp is not tokenised: leave --vocab_size out")
     if arguments.name is not None:
         check_name(arguments.name, "--name")
     if source == "fineweb" and arguments.vocab_size not in (None, GPT2_VOCAB):
@@ -512,11 +587,10 @@ def refuse_arguments(arguments):
         raise BadInput(f"--shards {arguments.shards} must lie between 1 and {FINEWEB_SHARDS}")
 
 
-def fetch_books(folder):
-    """The path of the books' archive, downloaded unless it is there."""
-    archive = folder / "books.tar.gz"
+def fetch_archive(archive, url):
+    """The archive's path, to which it is downloaded from url unless it is there."""
     if not archive.exists():
-        download(BOOKS_URL, archive)
+        download(url, archive)
     return archive
 
 
@@ -524,7 +598,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", choices=("pycode", "books", "fineweb", "text"))
+    parser.add_argument("source", choices=("pycode", "books", "fineweb", "text", "blimp"))
     parser.add_argument("paths", nargs="*", help="text: the files")
     parser.add_argument(
         "--vocab_size",
@@ -532,7 +606,7 @@ def main(argv=None):
         help=f"{BYTE_VOCAB} for bytes (the default), up to {GPT2_VOCAB} for GPT-2's tokens",
     )
     parser.add_argument("--name", help="folder under data/ (default: the source's name)")
-    parser.add_argument("--archive", help="books: a local archive instead of the download")
+    parser.add_argument("--archive", help="books, blimp: a local archive, or blimp's folder data")
     parser.add_argument(
         "--shards", type=int, help="fineweb: training shards of 100 M tokens (default 1)"
     )

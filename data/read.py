@@ -14,6 +14,7 @@ META = {  # what we need of meta.json
     "tokens": {"train": N_TOKENS, "val": N_TOKENS},
     "sha256": str,
 }
+PAIR = {"paradigm": str, "good": str, "bad": str}
 ITEM = {"context": str, "choices": [str], "answer": Number(int, 0)}
 STRETCHES = 128  # that tokens to predict are taken from
 
@@ -131,3 +132,16 @@ def load_items(path):
             )
         items.append(item)
     return items
+
+
+def load_pairs(path):
+    """The pairs of sentences of a JSONL file, each {"paradigm": name, "good": text, "bad": text}.
+
+    Raises BadInput, which names file and line.
+    """
+    pairs = []
+    for number, pair in read_json_lines(path, PAIR):
+        if not all(pair[key] for key in PAIR):
+            raise BadInput(f"{path}, line {number}: paradigm, good and bad must hold text")
+        pairs.append(pair)
+    return pairs

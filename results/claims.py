@@ -167,7 +167,57 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
         "training loss": entry("text", "training_loss"),
         "held-out less training": entry("text", "gap"),
     },
+    "Tasks, with their controls": {
+        "choices after another item's context": entry("choices", "control"),
+        "share of contexts cut": entry("choices", "cut"),
+        "BLiMP": entry("blimp", "accuracy"),
+        "its error over paradigms": entry("blimp", "standard_error"),
+    },
 }
+
+
+def with_error(*keys):
+    return entry(*keys), entry("standard_errors", *keys)
+
+
+RESOLUTION = {  # scores with a sampling error: functions of a run to the score and to its error
+    "loss": with_error("loss"),
+    "causal": with_error("causal"),
+    "permutation": with_error("permutation"),
+    "var h_L / var h_1": with_error("growth", "growth"),
+    "exponent": with_error("growth", "exponent"),
+    "update angle": with_error("updates", "angle"),
+    "N_eff / L, linear": with_error("linear_use", "n_eff_share"),
+    "N_eff / (L - 1) without block 1, linear": with_error(
+        "linear_use", "n_eff_share_without_first"
+    ),
+    "sum of u, linear": with_error("linear_use", "sum"),
+    "geometric mean of u, linear": with_error("linear_use", "geometric_mean"),
+    "N_eff / L, removed": with_error("removal_use", "n_eff_share"),
+    "N_eff / (L - 1) without block 1, removed": with_error(
+        "removal_use", "n_eff_share_without_first"
+    ),
+    "sum of u, removed": with_error("removal_use", "sum"),
+    "geometric mean of u, removed": with_error("removal_use", "geometric_mean"),
+}
+
+
+def resolution(points, value, error):
+    """Of a score: its error over sequences (root mean square over runs), its standard deviation
+    over seeds (pooled over points) and that of the points' means; nan where there are too few.
+    None where an older run, or one of too few blocks, lacks it."""
+    table = [[value(run) for run in runs] for runs in points.values()]
+    errors = [error(run) for runs in points.values() for run in runs]
+    if None in errors:
+        return None
+    n_free = len(errors) - len(table)
+    squares = sum(np.var(row) * len(row) for row in table)
+    over_seeds = math.sqrt(squares / n_free) if n_free else math.nan
+    means = [np.mean(row) for row in table]
+    over_points = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
+    return math.sqrt(np.mean(np.square(errors))), over_seeds, over_points
+
+
 EPS_SHARE = 0.01  # of a variance: with more, the norms' eps is no longer negligible
 
 

@@ -18,15 +18,30 @@ from PIL import Image  # which matplotlib stands on
 from data.files import replacing
 from results.claims import METRICS, entry, eps_counts, interval, moved_density
 
-POINT_METRICS = (  # of point_figure, a panel each
-    "perplexity",
-    "last-layer variance",
-    "causal",
-    "choice accuracy",
-    "usefulness",
-    "N_eff / L",
-)
-SHARES = ("choice accuracy", "usefulness", "N_eff / L")  # their axes end where a share must
+POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
+    "points": {
+        name: METRICS[name]
+        for name in (
+            "perplexity",
+            "last-layer variance",
+            "causal",
+            "choice accuracy",
+            "usefulness",
+            "N_eff / L",
+        )
+    },
+    "companions": {
+        "growth, var h_L / var h_1": entry("growth", "growth"),
+        "exponent of the variance": entry("growth", "exponent"),
+        "update angle times L": entry("updates", "angle_times_L"),
+        "geometric mean of u, times L": entry("linear_use", "geometric_mean_times_L"),
+        "N_eff / (L - 1) without block 1": entry("linear_use", "n_eff_share_without_first"),
+        "BLiMP": entry("blimp", "accuracy"),
+    },
+}
+FROM_ZERO = ("usefulness", "N_eff / L", "N_eff / (L - 1) without block 1")
+SHARES = (*FROM_ZERO, "choice accuracy", "BLiMP")  # their axes end where a share must
+LOGARITHMIC = ("last-layer variance", "growth, var h_L / var h_1")
 JUST_ABOVE_ONE = 1.03  # upper end of a share's axis
 THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).tolist()]
 SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below looks the same
@@ -315,9 +330,9 @@ def draw_line(axis, point, runs, panel, style):
 
 
 def means_and_halves(points, metric):
-    """Mean and half-width of a metric at each point, two arrays; a single seed has no interval to
-    draw."""
-    intervals = [interval([METRICS[metric](run) for run in runs]) for runs in points.values()]
+    """Mean and half-width of a metric, a function of a run, at each point: two arrays. A single
+    seed has no interval to draw."""
+    intervals = [interval([metric(run) for run in runs]) for runs in points.values()]
     mean, half = np.array(intervals).T
     return mean, np.where(np.isfinite(half), half, 0)
 
@@ -346,19 +361,25 @@ def without_last(options):
     return dict(list(options.items())[:-1])
 
 
-def point_figure(points):
-    """Six metrics of each point."""
+def point_figure(points, metrics):
+    """Up to six metrics of each point, {panel: function of a run}, without those that no run
+    has."""
+    runs = [run for of_point in points.values() for run in of_point]
+    drawn = [name for name in metrics if any(metrics[name](run) is not None for run in runs)]
     curves, style_of = curves_of(points)
     labels = list(dict.fromkeys(label for curve in curves.values() for label in curve))
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharex=True)
-    for axis, metric in zip(axes.flat, POINT_METRICS, strict=True):
+    for i in range(len(drawn), axes.size):
+        axes.flat[i].axis("off")
+        axes.flat[i - 3].tick_params(labelbottom=True)  # of the panel above, now the lowest
+    for axis, name in zip(axes.flat, drawn, strict=False):
         for curve, along in curves.items():
             places = [labels.index(label) for label in along]
-            intervals = means_and_halves(along, metric)
+            intervals = means_and_halves(along, metrics[name])
             axis.errorbar(places, *intervals, capsize=4, label=curve, **style_of[curve])
-        axis.set(title=metric)
+        axis.set(title=name)
         label_points(axis, labels, points)
-        limit_metric(axis, metric)
+        limit_metric(axis, name)
     if curves.keys() != points.keys():
         figure.legend(*axes.flat[0].get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
     return figure
@@ -377,11 +398,11 @@ def label_points(axis, labels, points):
 
 
 def limit_metric(axis, metric):
-    if metric == "last-layer variance":
+    if metric in LOGARITHMIC:
         logarithmic(axis, "y")
     elif metric in SHARES:
         top = axis.get_ylim()[1]
-        bottom = None if metric == "choice accuracy" else -0.04 * top
+        bottom = -0.04 * top if metric in FROM_ZERO else None
         axis.set_ylim(bottom, min(JUST_ABOVE_ONE, top))
 
 
@@ -391,7 +412,7 @@ def ladder_figure(points):
     on_rung = np.array([runs[0].rung is not None for runs in points.values()])
     places = np.arange(len(points))
     figure, axis = plt.subplots(figsize=(9.5, 4.2), layout="constrained")
-    mean, half = means_and_halves(points, "choice accuracy")
+    mean, half = means_and_halves(points, METRICS["choice accuracy"])
     bars = {"color": "0.8", "edgecolor": "0.3", "label": "choice accuracy"}
     axis.bar(places, mean, yerr=half, capsize=4, **bars)
     bottom, top = max(0, np.nanmin(mean - half) - 0.05), np.nanmax(mean + half) + 0.02
@@ -400,7 +421,7 @@ def ladder_figure(points):
     right = axis.twinx()
     style_of = styles(("usefulness", "N_eff / L"))
     for metric, aside in (("usefulness", -0.2), ("N_eff / L", 0.2)):  # of the bars' own intervals
-        mean, half = means_and_halves(points, metric)
+        mean, half = means_and_halves(points, METRICS[metric])
         for chosen, line in ((on_rung, {"label": metric}), (~on_rung, {"linestyle": ""})):
             x, style = places[chosen] + aside, {**style_of[metric], **line}
             right.errorbar(x, mean[chosen], half[chosen], capsize=4, **style)
@@ -485,10 +506,10 @@ def joint_figure(sweeps):
 
 
 def draw_sweep(density_axes, last, points, density_metric, style):
-    variance = means_and_halves(points, "last-layer variance")
-    share = means_and_halves(points, "N_eff / L")
+    variance = means_and_halves(points, METRICS["last-layer variance"])
+    share = means_and_halves(points, METRICS["N_eff / L"])
     if density_metric:
-        density = means_and_halves(points, density_metric)[0]
+        density = means_and_halves(points, METRICS[density_metric])[0]
         order = density.argsort()
         for axis, (mean, half) in zip(density_axes, (variance, share), strict=True):
             axis.errorbar(density[order], mean[order], half[order], linestyle=":", **style)

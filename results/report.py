@@ -2,18 +2,21 @@
 
 import math
 
-from data.files import BadInput, write_text
+from data.files import BadInput, say, write_text
 from results.claims import (
     CLAIMS,
     COMPANIONS,
     LOG_METRICS,
     METRICS,
+    RESOLUTION,
     eps_counts,
     interval,
     judge_sweep,
+    resolution,
 )
 from results.figures import (
     LINES,
+    POINT_METRICS,
     drawable,
     joint_figure,
     ladder_figure,
@@ -43,14 +46,14 @@ def report_sweep(runs, folder):
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     write_text(folder / "report.md", report_text(folder.name, points, left_out(runs), figures))
-    print(folder / "report.md")
+    say(folder / "report.md")
     return points
 
 
 def draw_figures(points):
     """{file name: figure}, in the order of the report."""
     runs = [run for runs in points.values() for run in runs]
-    figures = {"points": point_figure(points)}
+    figures = {name: point_figure(points, of) for name, of in POINT_METRICS.items()}
     for name, panels in LINES.items():
         if panels := drawable(panels, points):
             figures[name] = line_figure(points, panels)
@@ -83,6 +86,7 @@ def report_text(name, points, absent, figures):
         *claims_table({name: points}),
         "",
         *companion_tables(points),
+        *resolution_table(points),
         *pictures,
     ]
     return "\n".join(lines) + "\n"
@@ -105,9 +109,18 @@ def sentences(runs, absent):
         "usefulness and N_eff with the linear maps fitted on other sequences.",
         f"Training took {minutes:.0f} minutes, summed over runs.",
     ]
+    others = [run.name for run in runs if by_other_code(run)]
+    if others:
+        said.append(f"Scored by other code than that which trained them: {', '.join(others)}.")
     if absent:
         said.append(f"Left out: {', '.join(absent)}.")
     return said
+
+
+def by_other_code(run):
+    """Older runs do not say what code trained or scored them."""
+    trained, scored = run.config.get("code"), run.analysis.get("code")
+    return None not in (trained, scored) and trained != scored
 
 
 def metrics_table(points, metrics=METRICS):
@@ -138,6 +151,24 @@ def companion_tables(points):
             "",
         ]
     return lines
+
+
+def resolution_table(points):
+    """Lines of a table of what a score resolves: its errors beside what the sweep does to it."""
+    rows = {name: resolution(points, *functions) for name, functions in RESOLUTION.items()}
+    lines = [
+        table_row(*(name, *(without_nan(number) for number in numbers)))
+        for name, numbers in rows.items()
+        if numbers is not None
+    ]
+    if not lines:
+        return []
+    heading = table_row("standard deviation of", "over sequences", "over seeds", "over points")
+    return ["What each score resolves:", "", heading, table_rule(4), *lines, ""]
+
+
+def without_nan(number):
+    return "–" if math.isnan(number) else f"{number:.2g}"
 
 
 def with_interval(values):

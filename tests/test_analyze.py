@@ -13,8 +13,6 @@ import torch.nn.functional as F
 import analyze
 from configs.read import TrainConfig
 from conftest import TOGGLES, as_if_trained, each_toggle
-from data.files import BadInput
-from data.read import load_items
 from model import GPT, GPTConfig
 from results import scores
 
@@ -594,71 +592,6 @@ def test_interrupted_scores_leave_no_hooks(score):
     handle.remove()
     assert torch.equal(model(idx)[0], before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-# Multiple choice ---------------------------------------------------------------------------------
-
-
-def encode(text):
-    """Letters a to k as tokens 0 to 10."""
-    return [ord(letter) - ord("a") for letter in text]
-
-
-def random_items(n):
-    """Items whose contexts and choices are shorter and longer than a sequence."""
-    rng = np.random.default_rng(0)
-
-    def spell(length):
-        return "".join(chr(ord("a") + i) for i in rng.integers(VOCABULARY, size=length))
-
-    return [
-        {
-            "context": spell(rng.integers(1, 9)),
-            "choices": [spell(rng.integers(1, 8)) for _ in range(3)],
-            "answer": int(rng.integers(3)),
-        }
-        for _ in range(n)
-    ]
-
-
-@torch.no_grad()
-def mean_log_probability(model, context, choice):
-    """Of one choice's tokens, one at a time."""
-    choice = encode(choice)[:LENGTH]
-    ids = (encode(context) + choice)[-(LENGTH + 1) :]
-    log_probability = model(torch.tensor([ids[:-1]]))[0][0].log_softmax(-1)
-    of_tokens = [log_probability[t, ids[t + 1]].item() for t in range(len(ids) - 1)]
-    return np.mean(of_tokens[-len(choice) :])
-
-
-def test_choices_are_scored_by_mean_log_probability():
-    model, items = build(), random_items(40)
-    right = 0
-    for item in items:
-        means = [mean_log_probability(model, item["context"], c) for c in item["choices"]]
-        right += int(np.argmax(means)) == item["answer"]
-    share = right / 40
-    result = analyze.choice_accuracy(model, items, encode)
-    assert result["accuracy"] == share
-    assert result["items"] == 40
-    assert result["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 40))
-
-
-BAD_ITEMS = {
-    "no JSON": "{",
-    "no answer": '{"context": "a", "choices": ["b"]}',
-    "an answer beyond the choices": '{"context": "a", "choices": ["b", "c"], "answer": 2}',
-    "an empty choice": '{"context": "a", "choices": ["b", ""], "answer": 0}',
-    "no object": "[]",
-}
-
-
-@pytest.mark.parametrize("line", BAD_ITEMS.values(), ids=BAD_ITEMS.keys())
-def test_bad_task_files_are_refused_with_their_line(tmp_path, line):
-    good = json.dumps({"context": "a", "choices": ["b", "c"], "answer": 1})
-    (tmp_path / "task.jsonl").write_text(good + "\n" + line + "\n")
-    with pytest.raises(BadInput, match="line 2"):
-        load_items(tmp_path / "task.jsonl")
 
 
 # What a run's analysis holds ---------------------------------------------------------------------

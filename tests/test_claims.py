@@ -329,3 +329,32 @@ def test_what_an_older_run_lacks_is_none():
     assert claims.entry("growth", "growth")(run) == 3
     assert claims.entry("growth", "exponent")(run) is None
     assert claims.entry("text", "gap")(run) is None
+
+
+# What a score resolves ---------------------------------------------------------------------------
+
+
+def scored(*pairs):
+    """Runs of a point, by (score, its error over sequences)."""
+    return [
+        Run("", {}, {}, [], {"causal": score, "standard_errors": {"causal": error}})
+        for score, error in pairs
+    ]
+
+
+def test_resolution_by_hand():
+    points = {"a": scored((1.0, 0.3), (3.0, 0.4)), "b": scored((6.0, 0.0), (6.0, 0.5))}
+    over_sequences, over_seeds, over_points = claims.resolution(
+        points, *claims.with_error("causal")
+    )
+    assert over_sequences == pytest.approx(math.sqrt((0.09 + 0.16 + 0.25) / 4))
+    assert over_seeds == pytest.approx(1)  # squares 1, 1, 0, 0 of two degrees of freedom
+    assert over_points == pytest.approx(4 / math.sqrt(2))
+
+
+def test_resolution_of_too_few():
+    functions = claims.with_error("causal")
+    numbers = claims.resolution({"a": scored((1.0, 0.3))}, *functions)
+    assert [math.isnan(number) for number in numbers] == [False, True, True]
+    older = [Run("", {}, {}, [], {"causal": 1.0})]
+    assert claims.resolution({"a": scored((1.0, 0.3)), "b": older}, *functions) is None

@@ -23,6 +23,7 @@ batch_size = 4
 max_iters = 20
 warmup_iters = 5
 eval_interval = 10
+eval_tokens = 2048
 device = "cpu"
 
 [sweep]
@@ -45,6 +46,7 @@ n_layer = 2
 """
 )
 ITEM = {"context": "2 times 3 is ", "choices": ["6", "99"], "answer": 0}
+PAIR = {"paradigm": "tables", "good": "2 times 3 is 6.", "bad": "2 times 3 is."}
 
 
 def run(folder, *command, code=0):
@@ -77,6 +79,7 @@ def project(tmp_path_factory):
     copy_project(folder)
     (folder / "mine.txt").write_text(TEXT)
     (folder / "task.jsonl").write_text(json.dumps(ITEM) + "\n")
+    (folder / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n")
     (folder / "sweep.toml").write_text(SWEEP)
     (folder / "window.toml").write_text(WINDOWS)
     run(folder, "data/prepare.py", "text", "mine.txt", "--name", "mine")
@@ -89,7 +92,7 @@ def project(tmp_path_factory):
 @pytest.fixture(scope="module")
 def analysed(project):
     """The same, with both sweeps analysed at once."""
-    sweeps, task = ("out/window", "out/sweep"), ("--task", "task.jsonl")
+    sweeps, task = ("out/window", "out/sweep"), ("--task", "task.jsonl", "--blimp", "pairs.jsonl")
     result = run(project, "analyze.py", *sweeps, "--sequences", "4", *task)
     assert result.stderr == ""  # piped output stays clean
     return project
@@ -116,13 +119,14 @@ def test_every_sweep_has_a_report_with_figures(analysed, sweep, points):
     folder = analysed / "out" / sweep
     report = (folder / "report.md").read_text()
     figures = re.findall(r"^!\[\w+\]\((\w+\.png)\)$", report, re.MULTILINE)
-    assert len(figures) == 10
+    assert len(figures) == 11
     for figure in figures:
         picture(folder / figure)
     for point in points:
         assert f"| {point} | " in report
     assert " ± " in report
     tables = re.findall(r"^(.+):\n\n\| point \|", report, re.MULTILINE)
+    assert "| causal | " in report
     assert tables == list(COMPANIONS)
 
 
@@ -150,9 +154,12 @@ def test_every_run_has_its_scores(analysed):
     assert len(analysis["prune_ratios"]) == 3
     assert len(analysis["variance"]["residual"]) == 4
     assert analysis["task"]["items"] == 1
-    assert analysis["text"]["tokens"] == 65536
+    assert analysis["text"]["tokens"] == 2048
     assert analysis["standard_errors"]["text"]["gap"] > 0
     assert analysis["choices"]["items"] > 20
+    assert analysis["choices"]["control"] < 1
+    assert analysis["blimp"]["file"] == "pairs.jsonl"
+    assert analysis["blimp"]["paradigms"].keys() == {"tables"}
 
 
 def test_no_temporary_file_is_left(analysed):

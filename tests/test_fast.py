@@ -94,7 +94,7 @@ GROUPS = {
     "masks": {"BlockSparseAttention", "block_mask", "skip_hidden_keys"},
     "experts": {"GroupedMoE", "Gather", "sort_by_counting", "group_experts"},
     "step": {"RecordedStep", "recorded"},
-    "instruments": {"with_compiled_blocks"},
+    "instruments": {"with_compiled_blocks", "with_sorted_experts", "sorted_experts", "SortedMoE"},
 }
 
 
@@ -136,6 +136,14 @@ def test_a_class_can_be_deleted(group, toggle):
     plain = build(large_weights=True, **TOGGLES[toggle])
     swapped = deepcopy(plain)
     fast_without(group).swap_layers(swapped)
+    assert_same(plain, swapped)
+
+
+def test_experts_that_grouped_products_cannot_take_stay_plain():
+    plain = build(large_weights=True, **{**TOGGLES["moe"], "expert_hidden": 12})
+    swapped = deepcopy(plain)
+    fast.swap_layers(swapped)
+    assert fast.loops_over_experts(swapped)
     assert_same(plain, swapped)
 
 
@@ -231,7 +239,7 @@ def noise_in_training(owner, name):
 
 
 def other_eps(self, x):
-    return F.rms_norm(x, x.shape[-1:], self.weight * self.depth_scale, 1e-5)
+    return F.rms_norm(x, x.shape[-1:], self.weight * self.scale, 1e-5)
 
 
 def first_of_each_stride(config, q, k):
@@ -504,6 +512,34 @@ def test_compiled_blocks_for_the_instruments_equal_plain_ones(name):
         assert torch.allclose(*losses, rtol=1e-3, atol=1e-3)
 
 
-def test_experts_and_the_cpu_keep_plain_blocks_for_the_instruments():
-    model = build(**TOGGLES["moe"])
+@pytest.mark.parametrize("toggle", ["plain", "moe"])
+def test_the_cpu_keeps_plain_blocks_for_the_instruments(toggle):
+    model = build(**TOGGLES[toggle])
     assert fast.with_compiled_blocks(model) is model
+
+
+EXPERTS = [name for name, toggle in TOGGLES.items() if "n_expert" in toggle]
+
+
+@pytest.mark.parametrize("toggle", EXPERTS)
+def test_sorted_experts_give_the_same_loss_and_gradients(toggle):
+    plain = build(large_weights=True, **TOGGLES[toggle])
+    view = fast.with_sorted_experts(plain)
+    assert all(type(block.mlp) is MoE for block in plain.blocks)  # as it was
+    assert all(type(block.mlp) is fast.SortedMoE for block in view.blocks)
+    assert all(ours is its for ours, its in zip(view.parameters(), plain.parameters(), strict=True))
+    expected = [t.clone() for t in loss_and_gradients(plain, tokens(T=13))]
+    for ours, its in zip(loss_and_gradients(view, tokens(T=13)), expected, strict=True):
+        assert (ours - its).norm() <= 2e-5 * its.norm() + 1e-9
+
+
+def test_sorted_experts_of_which_some_are_never_chosen():
+    model = build(large_weights=True, n_expert=8, n_expert_active=1, expert_hidden=16).eval()
+    view = fast.with_sorted_experts(model)
+    idx = tokens(B=1, T=3)  # three choices of eight experts
+    assert torch.allclose(view(idx)[0], model(idx)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_dense_model_has_no_experts_to_sort():
+    model = build()
+    assert fast.with_sorted_experts(model) is model

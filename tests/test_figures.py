@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from results.claims import entry
+from results.claims import METRICS, entry
 from results.figures import (
     LINES,
     curves_of,
@@ -119,7 +119,7 @@ def test_intervals_over_seeds_are_drawn_and_of_one_seed_none():
         "two": [run(seed=0, perplexity=9.0), run(seed=1, perplexity=11.0)],
         "one": [run(perplexity=7.0)],
     }
-    mean, half = means_and_halves(points, "perplexity")
+    mean, half = means_and_halves(points, METRICS["perplexity"])
     assert mean.tolist() == [10, 7]
     assert half == pytest.approx([12.706, 0], rel=1e-3)
 

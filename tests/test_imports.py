@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "results.report": {"results.claims", "results.figures", "results.runs", "data.files"},
     "train": {"model", "fast", "configs.read", "results.runs", *DATA},
     "sparsity": {"model", *DATA, *RESULTS},
-    "analyze": {"model", "sparsity", "train", "configs.read", *DATA, *RESULTS},
+    "downstream": {"model"},
+    "analyze": {"model", "sparsity", "downstream", "train", "configs.read", *DATA, *RESULTS},
     # Scripts that time: they stand on everything, and nothing stands on them.
     "results.scaling": {"train", "configs.read", *DATA, *RESULTS},
     "results.published_way": {"analyze", "train", "configs.read", *DATA, *RESULTS},

@@ -129,14 +129,14 @@ def test_the_weights_that_instruments_read_are_those_of_the_forward_pass(options
     attention = build(large_weights=True, **options).blocks[0].attention.double()
     x = torch.randn(2, 12, 16, dtype=torch.float64)
     _, _, value = attention.project(x)
-    explicit = attention.output((attention.weights(x) @ value).transpose(1, 2).flatten(2))
+    explicit = attention.output((attention.probabilities(x) @ value).transpose(1, 2).flatten(2))
     assert torch.allclose(explicit, attention(x), atol=1e-12)
 
 
 def test_topk_keeps_exactly_k_keys_also_when_scores_tie():
     attention = CausalSelfAttention(GPTConfig(**SMALL, attention="topk", topk=3))
     attention.query_key_value.weight.data.zero_()  # every score equal
-    n_kept = (attention.weights(torch.randn(1, 12, 16)) > 0).sum(dim=-1)
+    n_kept = (attention.probabilities(torch.randn(1, 12, 16)) > 0).sum(dim=-1)
     assert (n_kept == torch.arange(1, 13).clamp(max=3)).all()
 
 
@@ -373,8 +373,8 @@ def test_initialisation():
 
 
 @pytest.mark.parametrize("layer", [1, 2, 9])
-def test_layer_norm_scaling_divides_by_the_root_of_the_layer(layer):
-    norm, x = RMSNorm(16, layer), torch.randn(2, 3, 16)
+def test_a_norm_divides_by_rms_and_multiplies_with_weight_and_scale(layer):
+    norm, x = RMSNorm(16, layer**-0.5), torch.randn(2, 3, 16)
     norm.weight.data.uniform_(0.5, 1.5)
     rms = x.square().mean(dim=-1, keepdim=True).sqrt()
     assert torch.allclose(norm(x), x / rms * norm.weight / math.sqrt(layer), atol=1e-5)
@@ -384,9 +384,9 @@ def test_layer_norm_scaling_knows_each_blocks_number_and_spares_the_last_norm():
     for scaling, wanted in ((False, [1, 1]), (True, [1, 2**-0.5])):
         model = build(layer_norm_scaling=scaling)
         for kind in ("attention_norm", "mlp_norm"):
-            scales = [getattr(block, kind).depth_scale.item() for block in model.blocks]
+            scales = [getattr(block, kind).scale.item() for block in model.blocks]
             assert scales == pytest.approx(wanted)
-        assert model.norm.depth_scale.item() == 1.0
+        assert model.norm.scale.item() == 1.0
 
 
 def test_bf16_stream_keeps_fp32_weights_and_cross_entropy():
@@ -444,7 +444,6 @@ def test_generate_samples_among_the_top_k():
         (dict(topk=0), "topk"),
         (dict(attention="sparse"), "attention"),
         (dict(n_expert=2, n_expert_active=3), "n_expert_active"),
-        (dict(n_expert=4, expert_hidden=12), "expert_hidden"),
         (dict(n_expert=-1), "n_expert"),
         (dict(n_shared_expert=1), "n_shared_expert"),
         (dict(n_layer=0), "n_layer"),

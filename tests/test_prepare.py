@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from conftest import REPOSITORY
 from data import files, prepare
 from data.files import BadInput
+from data.read import load_pairs
 
 
 @pytest.fixture
@@ -298,6 +300,8 @@ def test_own_text_holds_out_the_last_tenth_of_each_file(data_folder, tmp_path):
         (["text"], "at least one file"),
         (["pycode", "file.txt"], "takes no files"),
         (["pycode", "--archive", "x"], "--archive"),
+        (["blimp", "--vocab_size", "257"], "--vocab_size"),
+        (["blimp", "folder"], "takes no files"),
         (["fineweb", "--vocab_size", "257"], "--vocab_size"),
         (["fineweb", "--shards", "0"], "--shards"),
         (["text", "long.txt", "--name=--"], "--name must be followed"),
@@ -441,6 +445,74 @@ def test_a_closed_pipe_does_not_stop_the_preparing(before, data_folder):
     os.close(writing)
     assert process.communicate()[1] == "" and process.returncode == 0
     assert contents(data_folder / "mine") != before
+
+
+# BLiMP --------------------------------------------------------------------------------------------
+
+PARADIGMS = {"b_island": 23, "a_agreement": 11}  # and how many pairs
+
+
+def blimp_file(paradigm, n):
+    lines = [
+        {"sentence_good": f"{paradigm} Zoë {i}.", "sentence_bad": f"{i}", "UID": paradigm, "x": 1}
+        for i in range(n)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+BLIMP = {f"{paradigm}.jsonl": blimp_file(paradigm, n) for paradigm, n in PARADIGMS.items()}
+
+
+def check_blimp(folder):
+    """All pairs, paradigm by paradigm, and every tenth."""
+    for name, every in (("blimp", 1), ("tenth", 10)):
+        assert load_pairs(folder / f"{name}.jsonl") == [
+            {"paradigm": paradigm, "good": f"{paradigm} Zoë {i}.", "bad": f"{i}"}
+            for paradigm in ("a_agreement", "b_island")
+            for i in range(0, PARADIGMS[paradigm], every)
+        ]
+
+
+def test_blimp_of_a_local_folder(data_folder, tmp_path):
+    for name, text in BLIMP.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    prepare.main(["blimp", "--archive", str(tmp_path)])
+    check_blimp(data_folder / "blimp")
+
+
+def test_blimp_is_downloaded_once(server, data_folder, monkeypatch):
+    archive = io.BytesIO()
+    files = {f"blimp-3e5/data/{name}": text.encode() for name, text in BLIMP.items()}
+    others = {"blimp-3e5/raw_results/summary/models.jsonl": b"{}", "blimp-3e5/data/README.md": b""}
+    write_archive(archive, {**files, **others}, "gz")
+    server.files["blimp.tar.gz"] = archive.getvalue()
+    monkeypatch.setattr(prepare, "BLIMP_URL", server.url + "blimp.tar.gz")
+    prepare.main(["blimp"])
+    prepare.main(["blimp"])
+    assert len(server.requests) == 1
+    check_blimp(data_folder / "blimp")
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("notes.md", "x", "holds no data/*.jsonl"),
+        ("a.jsonl", "{", "a.jsonl is no file of BLiMP"),
+        ("a.jsonl", '{"context": "a"}', "a.jsonl is no file of BLiMP"),
+        ("a.jsonl", "[1]", "a.jsonl is no file of BLiMP"),
+    ],
+)
+def test_a_folder_that_is_not_blimps_is_refused(name, text, words, data_folder, tmp_path, refused):
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / name).write_text(text, encoding="utf-8")
+    assert words in refused(prepare.main, ["blimp", "--archive", tmp_path / "given"])
+
+
+def test_the_published_tenth_has_a_hundred_pairs_of_each_paradigm():
+    pairs = load_pairs(REPOSITORY / "tasks/blimp.jsonl")
+    counts = Counter(pair["paradigm"] for pair in pairs)
+    assert len(counts) == 67 and set(counts.values()) == {100}
+    assert "CC BY 4.0" in (REPOSITORY / "tasks/README.md").read_text(encoding="utf-8")
 
 
 # Downloads ----------------------------------------------------------------------------------------

@@ -215,3 +215,17 @@ def test_a_bad_item_is_refused_with_its_line(tmp_path, line):
     path = write_items(tmp_path, json.dumps(ITEM), line)
     with pytest.raises(BadInput, match="task.jsonl, line 2: "):
         read.load_items(path)
+
+
+PAIR = {"paradigm": "agreement", "good": "He runs.", "bad": "He run."}
+
+
+def test_pairs_are_the_lines_of_a_file(tmp_path):
+    assert read.load_pairs(write_items(tmp_path, json.dumps(PAIR))) == [PAIR]
+
+
+@pytest.mark.parametrize("change", [{"good": ""}, {"bad": 5}, {"paradigm": None}])
+def test_a_bad_pair_is_refused_with_its_line(tmp_path, change):
+    path = write_items(tmp_path, json.dumps(PAIR), json.dumps({**PAIR, **change}))
+    with pytest.raises(BadInput, match="task.jsonl, line 2: "):
+        read.load_pairs(path)

@@ -75,7 +75,7 @@ def test_attended_keys_against_a_loop(toggle, monkeypatch):
     attended = sparsity.attended_keys(model, idx)
     h = model.embed(idx)
     for layer, block in enumerate(model.blocks):
-        weights = block.attention.weights(block.attention_norm(h))
+        weights = block.attention.probabilities(block.attention_norm(h))
         for head in range(4):
             keys, shares = [], []
             for b in range(3):
@@ -210,7 +210,7 @@ def test_the_spread_of_attention_follows_the_weights_variance(keep, n_kept):
     topk = dict(attention="topk", topk=n_kept)
     config, _ = sparsity.theory_model(n_layer=1, n_embd=512, T=16, **topk)
     s2 = keep * 0.05**2  # large, so that the spread is far from 1
-    in_use, spread, _ = sparsity.attention_statistics(config, 16, s2)
+    in_use, spread, *_ = sparsity.attention_statistics(config, 16, s2)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 24_000, 512, generator=generator)
     W = torch.randn(2, 512, 512, generator=generator) * math.sqrt(s2)
@@ -397,7 +397,7 @@ def test_attention_alone(width, mask, n_keys, r):
     options = dict(attention=mask, window=n_keys, topk=n_keys, stride=n_keys)
     config = GPTConfig(n_embd=width, n_head=max(4, width // 64), block_size=T, **options)
     samples = variance_alone(
-        lambda: CausalSelfAttention(config), width, r, T, max(8, 25_000 // width)
+        lambda: CausalSelfAttention(config), width, r, T, max(32, 25_000 // width)
     )
     added = sparsity.attention_branch(
         width,
@@ -494,6 +494,21 @@ def test_a_prediction_for_several_sequences_is_their_mean(options):
     together = np.array(sparsity.predict_variance(config, idx))
     assert (np.abs(together - mean) <= deviation / 5 + 1e-9 * mean).all()
     assert sparsity.predict_variance(config, idx[:1]) == one_by_one[0].tolist()
+
+
+@pytest.mark.parametrize("topk", [2, 8])
+def test_top_keys_of_text_are_equal_tokens(topk):
+    """Keys of equal tokens are picked together, so less is averaged away: h_1 of model.py."""
+    options = dict(attention="topk", topk=topk)
+    config = GPTConfig(n_layer=1, n_embd=128, block_size=64, vocab_size=100, **options)
+    generator = torch.Generator().manual_seed(0)
+    share = 1 / torch.arange(4.0, 104).expand(8, 100)
+    idx = share.multinomial(64, replacement=True, generator=generator)
+    samples = torch.cat([sparsity.simulate_variance(config, row, n_seeds=40) for row in idx])
+    assert_within_five_percent(sparsity.predict_variance(config, idx), samples)
+    few = idx[: sparsity.FEW_SEQUENCES]
+    one_by_one = np.array([sparsity.predict_variance(config, row) for row in few])
+    assert sparsity.predict_variance(config, few) == pytest.approx(one_by_one.mean(axis=0))
 
 
 def test_analysis_predicts_for_all_its_sequences():

@@ -261,11 +261,19 @@ def test_validation_takes_a_last_batch_that_is_not_full():
 
 
 def test_bench_times_the_step_and_writes_no_run(project, capsys):
-    train.main([str(write_config(project)), "--bench", "--n_layer=1,2"])
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 2
+    train.main([str(write_config(project)), "--bench", "--n_layer=1,2", "--seed=0,1,2"])
+    *lines, last = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 2  # seeds take the same step
     assert all("tokens/s" in line and "first step" in line for line in lines)
+    assert last.startswith("all 6 points: about ") and " of training here" in last
     assert not (project / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(8.4, "8 s"), (150, "2 minutes"), (5999, "100 minutes"), (9000, "2.5 hours")]
+)
+def test_durations_are_said_in_a_fitting_unit(seconds, text):
+    assert train.duration(seconds) == text
 
 
 # Runs --------------------------------------------------------------------------------------------
