@@ -44,7 +44,7 @@ from configs.read import OPTIONS
 from data import prepare, read
 
 MEMORY = 6 * 2**30  # bytes of addresses for a command
-PATIENCE = 15  # seconds, after which Ctrl-C ends what is valid but long
+PATIENCE = 40  # seconds, after which Ctrl-C ends what is valid but long
 MOST_LINES = 4  # on standard error
 NOWHERE = "http://127.0.0.1:9/"
 
@@ -483,7 +483,7 @@ def options_of_prepare(world, rng):
         "--archive": PATHS,
         "--shards": [any_value(rng, int)],
     }
-    source = rng.choice([*["text"] * 9, "books", "fineweb", "x", ""])
+    source = rng.choice([*["text"] * 9, "books", "fineweb", "blimp", "x", ""])
     command = ["prepare.py", source, *rng.choices(["mine.txt"] * 8 + PATHS, k=rng.randint(0, 2))]
     return fuzz(world, "text", command + any_of(choices, rng), PREPARE)
 
@@ -562,7 +562,9 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     # Nothing leaves this machine, and figures lose their layout, most of the time of a report.
-    prepare.BOOKS_URL = prepare.FINEWEB_URL = os.environ["https_proxy"] = NOWHERE
+    prepare.BOOKS_URL = prepare.BLIMP_URL = prepare.FINEWEB_URL = os.environ["https_proxy"] = (
+        NOWHERE
+    )
     draw = plt.subplots
     plt.subplots = lambda *sizes, layout=None, **options: draw(*sizes, **options)
     counts = campaign(arguments.seed, arguments.minutes, arguments.only)
