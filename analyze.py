@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from configs.read import Point, TrainConfig
 from data import read
-from data.files import BadInput, or_one_sentence, read_json, say, write_json
+from data.files import BadInput, or_one_sentence, read_json, refuse_dashes, say, write_json
 from data.prepare import tokenizer
 from data.read import (
     held_out_sequences,
@@ -786,6 +786,7 @@ def default_sequences():
 
 
 def analyse_sweeps(arguments):
+    refuse_dashes(arguments)
     sweeps = arguments.sweeps
     if len(sweeps) > 1:  # of results/*.json, the files that have a sweep's figures beside them
         sweeps = [path for path in sweeps if path.is_dir() or path.with_suffix("").is_dir()]

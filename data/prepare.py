@@ -44,6 +44,7 @@ from data.files import (
     or_one_sentence,
     read_text,
     reason,
+    refuse_dashes,
     say,
     sync,
     write_text,
@@ -565,9 +566,7 @@ def prepare(arguments):
 def refuse_arguments(arguments):
     """Raise BadInput where arguments do not go together."""
     source, paths = arguments.source, arguments.paths
-    for name, value in vars(arguments).items():
-        if value == [] and name != "paths":  # what argparse makes of --name=--
-            raise BadInput(f"--{name} must be followed by a value, and not by --")
+    refuse_dashes(arguments)
     if paths and source != "text":
         raise BadInput(
             f"{source} takes no files, but was given {paths[0]}: did you mean the source text?"
