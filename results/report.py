@@ -164,7 +164,10 @@ def resolution_table(points):
     if not lines:
         return []
     heading = table_row("standard deviation of", "over sequences", "over seeds", "over points")
-    return ["What each score resolves:", "", heading, table_rule(4), *lines, ""]
+    shared = (
+        "Runs are scored on the same sequences, whose error they share: contrasts have less of it."
+    )
+    return ["What each score resolves:", "", heading, table_rule(4), *lines, "", shared, ""]
 
 
 def without_nan(number):
