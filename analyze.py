@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from configs.read import TrainConfig
 from data import read
-from data.files import or_one_sentence, read_json, write_json
+from data.files import BadInput, or_one_sentence, read_json, say, write_json
 from data.prepare import tokenizer
 from data.read import (
     held_out_sequences,
@@ -682,7 +682,7 @@ def analyse_run(folder, n_sequences=SEQUENCES, task=None):
 
 
 def analyse_sweep(path, arguments):
-    """Scores, figures and report of one sweep's folder or published file; returns its points."""
+    """Scores, figures and report of one sweep's folder or published file; returns its Sweep."""
     folders = sorted(file.parent for file in path.glob("*/summary.json"))
     for folder in tqdm(folders, desc=path.name, unit="run", disable=None):
         analyse_run(folder, arguments.sequences, arguments.task)
@@ -697,18 +697,24 @@ def analyse_sweep(path, arguments):
 
 def analyse_sweeps(arguments):
     sweeps = arguments.sweeps
+    if absent := [str(path) for path in sweeps if not path.exists()]:
+        raise BadInput(f"there is no {', no '.join(absent)}: name folders of runs, or JSON files")
     if len(sweeps) > 1:  # of results/*.json, the files that have a sweep's figures beside them
         sweeps = [path for path in sweeps if path.is_dir() or path.with_suffix("").is_dir()]
+        if skipped := [str(path) for path in arguments.sweeps if path not in sweeps]:
+            say(f"skipped, as no folder of figures stands beside: {', '.join(skipped)}")
+        if not sweeps:
+            raise BadInput("nothing is left of these files: name one alone, and it gets its folder")
     if arguments.restore:
         for path in sweeps:
             restore_runs(path, arguments.restore)
         return
     reported = {}
     for path in sweeps:
-        points = analyse_sweep(path, arguments)
+        sweep = analyse_sweep(path, arguments)
         # One seed is a demonstration, no result to set beside others.
-        if max(len(runs) for runs in points.values()) > 1:
-            reported[path.stem] = points
+        if max(len(runs) for runs in sweep.points.values()) > 1:
+            reported[path.stem] = sweep
     if len(reported) > 1:
         report_all(reported, arguments.publish or sweeps[0].parent)
 
