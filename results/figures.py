@@ -29,6 +29,12 @@ POINT_METRICS = (  # of point_figure, a panel each
     "usefulness",
     "N_eff / L",
 )
+POINT_TITLES = {  # where a metric's name does not say what it is
+    "last-layer variance": "variance of the last state, h_L",
+    "causal": "change of later blocks, one skipped (causal)",
+    "usefulness": "share of blocks above 10 % (usefulness)",
+    "N_eff / L": "share of the depth in use (N_eff / L)",
+}
 SHARES = ("choice accuracy", "usefulness", "N_eff / L")  # their axes end where a share must
 JUST_ABOVE_ONE = 1.03  # upper end of a share's axis
 PAPERS_THRESHOLD = 0.1  # of a useful block's growth of the loss
@@ -381,10 +387,13 @@ def line_figure(points, panels):
     return figure
 
 
+ONE_SEED = "one seed"
+
+
 def shown_of(points):
     """What lines and bands are, for a legend."""
     if all(len(runs) == 1 for runs in points.values()):
-        return "one seed"
+        return ONE_SEED
     return f"means over seeds, {'with' if with_bands(points) else 'without'} 95 % intervals"
 
 
@@ -503,9 +512,11 @@ def point_figure(points):
             places = [labels.index(label) for label in along]
             intervals = means_and_halves(along, metric)
             axis.errorbar(places, *intervals, capsize=4, label=curve, **style_of[curve])
-        axis.set(title=metric)
+        axis.set_title(POINT_TITLES.get(metric, metric), fontsize=TITLE_SIZE)
         label_points(axis, labels, points)
         limit_metric(axis, metric)
+    if shown_of(points) == ONE_SEED:
+        figure.suptitle(ONE_SEED, fontsize=TITLE_SIZE)
     if curves.keys() != points.keys():
         figure.legend(*axes.flat[0].get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
     return figure

@@ -160,6 +160,7 @@ def test_one_seed_is_a_mark_without_caps(monkeypatch, n_seeds, ends, bars):
     points = {"n_layer=4": [run(seed=s, perplexity=9.0 + s, n_layer=4) for s in range(n_seeds)]}
     figure = point_figure(points)
     assert [caps_and_bars(axis) for axis in figure.axes] == [(ends, bars)] * 6
+    assert figure.get_suptitle() == ("one seed" if n_seeds == 1 else "")
     plt.close(figure)
 
 
