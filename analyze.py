@@ -57,6 +57,7 @@ from results.scores import (
     use_of_depth,
     usefulness,
 )
+from results.tables import write_tables
 from sparsity import TINY, densities, predict_variance
 from train import choose_hardware, fast, open_block, variance_of
 
@@ -698,7 +699,7 @@ def analyse_sweep(path, arguments):
 def analyse_sweeps(arguments):
     sweeps = arguments.sweeps
     if absent := [str(path) for path in sweeps if not path.exists()]:
-        raise BadInput(f"there is no {', no '.join(absent)}: name folders of runs, or JSON files")
+        raise BadInput(f"there is no {', no '.join(absent)}: train one first, with python train.py")
     if len(sweeps) > 1:  # of results/*.json, the files that have a sweep's figures beside them
         sweeps = [path for path in sweeps if path.is_dir() or path.with_suffix("").is_dir()]
         if skipped := [str(path) for path in arguments.sweeps if path not in sweeps]:
@@ -716,7 +717,9 @@ def analyse_sweeps(arguments):
         if max(len(runs) for runs in sweep.points.values()) > 1:
             reported[path.stem] = sweep
     if len(reported) > 1:
-        report_all(reported, arguments.publish or sweeps[0].parent)
+        folder = arguments.publish or sweeps[0].parent
+        report_all(reported, folder)
+        write_tables(folder)
 
 
 def main(argv=None):
