@@ -43,7 +43,7 @@ SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below is drawn there
 SMALLEST_VARIANCE = 1e-300
 FEW = 8  # lines at most that colour and marker alone tell apart
 TITLE_SIZE = 10
-MARGIN_OF_BANDS = 0.3
+MARGIN_OF_BANDS = 0.3  # of the height of a panel's lines
 LEGEND_AT_THE_RIGHT = {"loc": "outside right center", "fontsize": 9}
 LEGEND_BELOW = {"loc": "outside lower center", "fontsize": 9}
 LONG_LABEL = 20  # characters: of longer ones, three stand in a legend's row and not four
@@ -604,7 +604,7 @@ def matrix_figure(points):
         means = [
             np.mean([run.analysis[matrix.key] for run in runs], axis=0) for runs in shown.values()
         ]
-        top = max(largest_shade(mean) for mean in means) or 1
+        top = max(np.quantile(mean, 0.98) for mean in means) or 1
         for axis, mean in zip(row, means, strict=True):
             picture = draw_matrix(axis, mean, matrix, top)
         row[0].set_ylabel(matrix.ylabel)
@@ -622,11 +622,6 @@ def spread_out(points, n):
     names = list(points)
     places = np.linspace(0, len(names) - 1, n).round().astype(int)
     return {names[place]: points[names[place]] for place in places}
-
-
-def largest_shade(mean):
-    """What the brightest colour stands for; the few entries above it look the same."""
-    return np.quantile(mean, 0.98)
 
 
 def draw_matrix(axis, mean, matrix, top):

@@ -7,6 +7,7 @@ import pytest
 
 import analyze
 from model import GPTConfig
+from results import report
 from results.claims import CLAIMS, Verdict
 from results.report import effect_text, left_out, report_text, sentences, sweep_of, with_interval
 from results.runs import Run
@@ -154,6 +155,18 @@ def test_less_than_half_a_minute_is_less_than_a_minute():
     assert sentences(sweep_of([made_up_run(1, 0.001, 0, 20)]))[-1] == (
         "Training took less than a minute."
     )
+
+
+def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "joint_figure", lambda sweeps: sweeps)
+    monkeypatch.setattr(
+        report, "save_figure", lambda figure, path: path.write_text("".join(figure))
+    )
+    report.report_all({"control": control, "one": ONE_RUN}, tmp_path)
+    assert (tmp_path / "joint.png").read_text() == "controlone"
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert text.count("| control |") == 7 and "| one |" not in text
+    assert text.endswith("\n\ncontrol: At n_layer=8 the rate 0.003 diverged and was left out.\n")
 
 
 # Its parts ---------------------------------------------------------------------------------------
