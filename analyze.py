@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from configs.read import Point, TrainConfig
 from data import read
-from data.files import BadInput, or_one_sentence, read_json, say, write_json
+from data.files import BadInput, or_one_sentence, read_json, refuse_dashes, say, write_json
 from data.prepare import tokenizer
 from data.read import (
     held_out_sequences,
@@ -62,6 +62,7 @@ from results.scores import (
     use_of_depth,
     usefulness,
 )
+from results.tables import write_tables
 from sparsity import TINY, densities, predict_variance
 from train import choose_hardware, duration, fast, fingerprint, open_block, variance_of
 
@@ -756,7 +757,7 @@ def announce(path, folders, n_sequences):
 
 
 def analyse_sweep(path, arguments):
-    """Scores, figures and report of one sweep's folder or published file; returns its points."""
+    """Scores, figures and report of one sweep's folder or published file; returns its Sweep."""
     folders = sorted(file.parent for file in path.glob("*/summary.json"))
     folders = [folder for folder in folders if is_to_be_scored(folder)]
     n_sequences = arguments.sequences or default_sequences()
@@ -786,21 +787,30 @@ def default_sequences():
 
 
 def analyse_sweeps(arguments):
+    refuse_dashes(arguments)
     sweeps = arguments.sweeps
+    if absent := [str(path) for path in sweeps if not path.exists()]:
+        raise BadInput(f"there is no {', no '.join(absent)}: train one first, with python train.py")
     if len(sweeps) > 1:  # of results/*.json, the files that have a sweep's figures beside them
         sweeps = [path for path in sweeps if path.is_dir() or path.with_suffix("").is_dir()]
+        if skipped := [str(path) for path in arguments.sweeps if path not in sweeps]:
+            say(f"skipped, as no folder of figures stands beside: {', '.join(skipped)}")
+        if not sweeps:
+            raise BadInput("nothing is left of these files: name one alone, and it gets its folder")
     if arguments.restore:
         for path in sweeps:
             restore_runs(path, arguments.restore)
         return
     reported = {}
     for path in sweeps:
-        points = analyse_sweep(path, arguments)
+        sweep = analyse_sweep(path, arguments)
         # One seed is a demonstration, no result to set beside others.
-        if max(len(runs) for runs in points.values()) > 1:
-            reported[path.stem] = points
+        if max(len(runs) for runs in sweep.points.values()) > 1:
+            reported[path.stem] = sweep
     if len(reported) > 1:
-        report_all(reported, arguments.publish or sweeps[0].parent)
+        folder = arguments.publish or sweeps[0].parent
+        report_all(reported, folder)
+        write_tables(folder)
 
 
 def at_least_1(text):

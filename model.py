@@ -284,8 +284,8 @@ def branch_factor(config):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The outer norms are Peri-LN's, which layer-norm
-    scaling leaves alone, the factor is CompleteP's: where these are off, they change no bit."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). The outer norms are Peri-LN's, which no
+    layer-norm scaling reaches, the factor is CompleteP's: where these are off, no bit changes."""
 
     def __init__(self, config, layer):
         super().__init__()

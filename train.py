@@ -36,6 +36,7 @@ from data.files import (
     or_one_sentence,
     read_json,
     reason,
+    refuse_dashes,
     replacing,
     say,
     sync,
@@ -687,7 +688,9 @@ def parse_arguments(argv):
     parser.add_argument(
         "--bench", action="store_true", help="time the training step of each point; train nothing"
     )
-    arguments = vars(parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    refuse_dashes(arguments)
+    arguments = vars(arguments)
     path, only_time = Path(arguments.pop("config")), arguments.pop("bench")
     given = {name: text for name, text in arguments.items() if text is not None}
     return path, {name: parse_override(name, text) for name, text in given.items()}, only_time

@@ -72,6 +72,13 @@ def say(text):
         os.dup2(nowhere, sys.stdout.fileno())
 
 
+def refuse_dashes(arguments):
+    """Raises BadInput for --option=--, of which argparse makes an empty list."""
+    for name, value in vars(arguments).items():
+        if value == [] and name != "paths":  # as a list of no paths may be
+            raise BadInput(f"--{name}=-- gives no value: write one behind the equals sign")
+
+
 def check_name(name, what):
     """The name of a run, point, dataset or config, which is to become a folder's: raises BadInput
     where it could leave the folder that it is put into, or where some system refuses it."""

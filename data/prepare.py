@@ -44,6 +44,7 @@ from data.files import (
     or_one_sentence,
     read_text,
     reason,
+    refuse_dashes,
     say,
     sync,
     write_text,
@@ -565,6 +566,7 @@ def prepare(arguments):
 def refuse_arguments(arguments):
     """Raise BadInput where arguments do not go together."""
     source, paths = arguments.source, arguments.paths
+    refuse_dashes(arguments)
     if paths and source != "text":
         raise BadInput(
             f"{source} takes no files, but was given {paths[0]}: did you mean the source text?"

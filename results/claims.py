@@ -19,11 +19,12 @@ the claim's shape:
                       (Bonferroni), lies above zero, opposed when an end beats every inner point so
 
 Where a sweep crosses the option with the learning rate, each value's best rate, by mean
-perplexity, speaks for it. The rule was fixed before the runs in results/ were trained; the
-sentence on rates was added when some perplexities of the learning-rate control had been seen, and
-none of its claims could be judged yet. A claim with a plus repeats the usefulness claim before it
-with N_eff / L, as a threshold of 10 % passes one block or none of small models, whatever is swept;
-those of C4 and C5 were added when two seeds of theirs had been seen.
+perplexity, speaks for it; a rate at which any of its runs diverged is left out for that value. The
+rule was fixed before the runs in results/ were trained; the sentence on rates was added when some
+perplexities of the learning-rate control had been seen, and none of its claims could be judged
+yet, its second half before any published run diverged. A claim with a plus repeats the usefulness
+claim before it with N_eff / L, as a threshold of 10 % passes one block or none of small models,
+whatever is swept; those of C4 and C5 were added when two seeds of theirs had been seen.
 """
 
 import math
@@ -468,40 +469,72 @@ def mean_perplexity(runs):
     return np.mean([run.summary["perplexity"] for run in runs])
 
 
-def at_best_rate(points, value):
+def value_of(option, run):
+    return VALUE_OF[option](run) if option in VALUE_OF else run.config[option]
+
+
+def speaking_of(option, points):
+    """The lists of runs that have a value of the option: of a ladder, its rungs alone."""
+    return [runs for runs in points.values() if value_of(option, runs[0]) is not None]
+
+
+def rates_left_out(option, diverged):
+    """{value of the option: its learning rates} at which some run diverged."""
+    rates = {}
+    for run in diverged:
+        rates.setdefault(value_of(option, run), set()).add(run.config["learning_rate"])
+    return rates
+
+
+def at_best_rate(option, points, diverged):
     """points: lists of runs. Where every value was tried at the same several learning rates, each
-    value's list of lowest mean perplexity; else the points as they are."""
-    by_value = {}  # {value: {learning rate: runs}}
+    value's list of lowest mean perplexity, of the rates at which none of its runs diverged; else
+    the points as they are."""
+    left_out, by_value, n_kept = rates_left_out(option, diverged), {}, 0
     for runs in points:
-        by_value.setdefault(value(runs[0]), {})[runs[0].config["learning_rate"]] = runs
-    rates = [set(by_rate) for by_rate in by_value.values()]
-    same_rates = all(others == rates[0] for others in rates)
-    nothing_else = sum(len(others) for others in rates) == len(points)
-    if len(rates[0]) < 2 or not same_rates or not nothing_else:
+        value, rate = value_of(option, runs[0]), runs[0].config["learning_rate"]
+        if rate not in left_out.get(value, ()):
+            by_value.setdefault(value, {})[rate] = runs
+            n_kept += 1
+    tried = [{*by_rate, *left_out.get(value, ())} for value, by_rate in by_value.items()]
+    same_rates = tried and all(rates == tried[0] for rates in tried)
+    nothing_else = sum(len(by_rate) for by_rate in by_value.values()) == n_kept
+    if not same_rates or len(tried[0]) < 2 or not nothing_else:
         return points
     return [min(by_rate.values(), key=mean_perplexity) for by_rate in by_value.values()]
 
 
-def points_along(option, points):
+def points_along(option, points, diverged=()):
     """Lists of runs in the order of the option's values. Empty where the sweep does not vary it,
     or varies something that is not tied to it, so that a claim keeps silent. A ladder may vary
     anything from rung to rung."""
 
-    def value(run):
-        return VALUE_OF[option](run) if option in VALUE_OF else run.config[option]
+    def value(runs):
+        return value_of(option, runs[0])
 
-    speaking = [runs for runs in points.values() if value(runs[0]) is not None]
+    speaking = speaking_of(option, points)
     if not speaking:
         return []
-    chosen = at_best_rate(speaking, value)
+    chosen = at_best_rate(option, speaking, diverged)
     tied = {option} | TIED.get(option, set())
     if len(chosen) < len(speaking):
         tied |= RATES
     alone = varying_options([run for runs in chosen for run in runs]) <= tied
-    several = len({value(runs[0]) for runs in chosen}) > 1
+    several = len({value(runs) for runs in chosen}) > 1
     if not several or not (alone or option == "rung"):
         return []
-    return sorted(chosen, key=lambda runs: value(runs[0]))
+    return sorted(chosen, key=value)
+
+
+def without_diverged_rates(points, diverged):
+    """[(option, value, rate)] that the sweep's verdicts leave out, as runs diverged there."""
+    return [
+        (option, value, rate)
+        for option in dict.fromkeys(claim.option for claim in CLAIMS)
+        if 0 < len(points_along(option, points, diverged)) < len(speaking_of(option, points))
+        for value, rates in rates_left_out(option, diverged).items()
+        for rate in sorted(rates)
+    ]
 
 
 class Verdict(NamedTuple):
@@ -512,11 +545,12 @@ class Verdict(NamedTuple):
     n_seeds: int
 
 
-def judge_sweep(points):
-    """[Verdict] on the claims that the sweep speaks to, on the seeds that all its points have."""
+def judge_sweep(points, diverged=()):
+    """[Verdict] on the claims that the sweep speaks to, on the seeds that all its points have.
+    diverged: its other runs, which have no scores."""
     verdicts = []
     for claim in CLAIMS:
-        ordered = points_along(claim.option, points)
+        ordered = points_along(claim.option, points, diverged)
         if not ordered:
             continue
         seeds = sorted(set.intersection(*({run.seed for run in runs} for runs in ordered)))

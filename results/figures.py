@@ -3,10 +3,13 @@
 Of a sweep, {point: its runs, one per seed}: line_figure (curves over blocks or steps),
 point_figure (what each point comes to), ladder_figure and matrix_figure. Of several sweeps:
 joint_figure. Of sparsity.py's numbers: theory_figure and masks_figure; of results/scaling.py's:
-scaling_figure. Seeds are shown by their mean and its 95 % interval. save_figure writes the PNG.
+scaling_figure. Seeds are shown by their mean and its 95 % interval; a single seed has none. A line
+across a panel says where values end, at a floor, or what they are held against. save_figure writes
+the PNG.
 """
 
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image  # which matplotlib stands on
 
 from data.files import replacing
-from results.claims import METRICS, entry, eps_counts, interval, moved_density
+from results.claims import METRICS, ROUNDING, entry, eps_counts, interval, moved_density
 
 POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
     "points": {
@@ -43,19 +46,34 @@ POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
 FROM_ZERO = ("usefulness", "N_eff / L", "N_eff / (L - 1) without block 1")
 SHARES = (*FROM_ZERO, "choice accuracy", "BLiMP")  # their axes end where a share must
 LOGARITHMIC = ("last-layer variance", "growth, var h_L / var h_1")
+POINT_TITLES = {  # where a metric's name does not say what it is
+    "last-layer variance": "variance of the last state, h_L",
+    "causal": "change of later blocks, one skipped (causal)",
+    "usefulness": "share of blocks above 10 % (usefulness)",
+    "N_eff / L": "share of the depth in use (N_eff / L)",
+}
 JUST_ABOVE_ONE = 1.03  # upper end of a share's axis
+PAPERS_THRESHOLD = 0.1  # of a useful block's growth of the loss
 THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).tolist()]
-SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below looks the same
+SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below is drawn there
 SMALLEST_VARIANCE = 1e-300
+FEW = 8  # lines at most that colour and marker alone tell apart
+TITLE_SIZE = 10
+MARGIN_OF_BANDS = 0.3  # of the height of a panel's lines
 LEGEND_AT_THE_RIGHT = {"loc": "outside right center", "fontsize": 9}
+LEGEND_BELOW = {"loc": "outside lower center", "fontsize": 9}
+LONG_LABEL = 20  # characters: of longer ones, three stand in a legend's row and not four
 SLANTED = {"rotation": 30, "ha": "right"}  # long labels of an axis
 PNG_COLOURS = 128
 
 
 # Styles: one colour, dark to light so that greyscale keeps the order, and one marker -------------
+# Of more than FEW lines, these come in turn, and dashes tell one turn from the next.
 
 MARKERS = "osD^vP*X<>hd"
 LIGHTEST = 0.85  # place in the colour map: beyond, lines fade into the paper
+DASHES = ("solid", "dashed", "dotted", "dashdot", (0, (6, 1, 1, 1, 1, 1)))
+HUES = 4  # of many lines
 
 
 def shade(place):
@@ -72,6 +90,8 @@ def styles(labels, depths=None):
         of_depths = [round(2 * np.log2(depth)) - 2 for depth in depths]  # 2 blocks: 0, 32: 8
         if len(set(of_depths)) == len(labels):
             ranks, last = of_depths, 8
+    elif len(labels) > FEW:
+        return {label: style_of_many(rank) for label, rank in zip(labels, ranks, strict=True)}
     return {
         label: {
             "color": shade(LIGHTEST * rank / last),
@@ -81,9 +101,28 @@ def styles(labels, depths=None):
     }
 
 
+def style_of_many(rank):
+    return {
+        "color": shade(LIGHTEST * (rank % HUES) / (HUES - 1)),
+        "marker": MARKERS[rank % len(MARKERS)],
+        "linestyle": DASHES[rank // HUES % len(DASHES)],
+    }
+
+
 def point_styles(points):
-    """Styles of {point: its runs}, by depth where the sweep varies nothing else."""
-    return styles(points, [depth_alone(runs[0].options) for runs in points.values()])
+    """Styles of {point: its runs}, by depth where the sweep varies nothing else. Points that differ
+    in two options have their curve's colour and marker, and dashes by the second option."""
+    curves, style_of = curves_of(points)
+    if curves.keys() == points.keys():
+        return style_of
+    parts = {point: split_last(runs[0]) for point, runs in points.items()}
+    labels = list(dict.fromkeys(label for _, label in parts.values()))
+    if len(labels) > len(DASHES):
+        return styles(points)
+    return {
+        point: {**style_of[curve], "linestyle": DASHES[labels.index(label)]}
+        for point, (curve, label) in parts.items()
+    }
 
 
 def depth_alone(options):
@@ -123,6 +162,9 @@ class Panel:
     log_x: bool = False
     ylim: tuple | None = None
     hollow: Callable | None = None  # of a run: whether its point's markers are
+    floor: float | None = None  # the least that the curve can show; a line where some value is
+    level: float | None = None  # what values are held against: a line across
+    place: float | None = None  # along x that matters: a line up
 
 
 def growth(*keys):
@@ -173,9 +215,9 @@ def of_block(title, ylabel, curve, **options):
     return Panel(title, "block", ylabel, curve, first=1, **options)
 
 
-def of_state(title, ylabel, curve):
+def of_state(title, ylabel, curve, **options):
     """A panel over the states h_0 to h_L."""
-    return Panel(title, "block", ylabel, curve, first=0)
+    return Panel(title, "block", ylabel, curve, first=0, **options)
 
 
 def median_over_mean(run):
@@ -194,85 +236,147 @@ def over_mean(run, kind):
 
 def of_removed(title, order):
     """A panel over the number of blocks removed in this order."""
-    return Panel(title, "blocks removed", "loss", entry("cumulative", order), log=False)
+    return Panel(title, "blocks removed", "loss (nats)", entry("cumulative", order), log=False)
 
 
-GROWTH = "relative growth of the loss"
+def of_growth(title, *keys):
+    """A panel over the blocks of loss ratios as relative growth, from SMALLEST_GROWTH on."""
+    ylabel, curve = "relative growth of the loss", growth(*keys)
+    return of_block(title, ylabel, curve, floor=SMALLEST_GROWTH)
+
+
 SIZE = "|update| / |stream|"
 COSINE = "cos(update, stream)"
 OVER_PREDICTED = "variance of h_l / predicted"
 LINES = {  # figure: its panels, two in a row
     "variance": [
-        Panel("during training", "step", "variance of h_L", last_variance_at_steps, x=steps),
-        of_state("after training", "variance of h_l", entry("variance", "residual")),
-        of_block("attention branch", "variance", entry("variance", "attention")),
-        of_block("feed-forward branch", "variance", entry("variance", "mlp")),
+        Panel(
+            "variance of the last state, during training",
+            "step",
+            "variance of h_L",
+            last_variance_at_steps,
+            x=steps,
+        ),
+        of_state(
+            "variance of every state, after training",
+            "variance of h_l",
+            entry("variance", "residual"),
+        ),
+        of_block(
+            "variance of what attention adds",
+            "variance of the branch",
+            entry("variance", "attention"),
+        ),
+        of_block(
+            "variance of what the feed-forward branch adds",
+            "variance of the branch",
+            entry("variance", "mlp"),
+        ),
     ],
     "scale_free": [
         of_block(
-            "growth (hollow: the norms' eps counts)",
+            "growth of the variance (hollow: the norms' eps counts)",
             "var h_l / var h_1",
             growth_since_block_1,
             hollow=eps_counts,
+            level=1,
         ),
-        of_block("update angle", "radians", update_angles),
-        of_block("block", SIZE, entry("size", "block")),
-        of_block("block", COSINE, entry("cosine", "block"), log=False),
-        of_block("attention branch", SIZE, entry("size", "attention")),
-        of_block("attention branch", COSINE, entry("cosine", "attention"), log=False),
-        of_block("feed-forward branch", SIZE, entry("size", "mlp")),
-        of_block("feed-forward branch", COSINE, entry("cosine", "mlp"), log=False),
+        of_block("angle by which a block turns the stream", "radians", update_angles),
+        of_block("size of what a block adds", SIZE, entry("size", "block")),
+        of_block("direction of what a block adds", COSINE, entry("cosine", "block"), log=False),
+        of_block("size of what attention adds", SIZE, entry("size", "attention")),
+        of_block(
+            "direction of what attention adds", COSINE, entry("cosine", "attention"), log=False
+        ),
+        of_block("size of what the feed-forward branch adds", SIZE, entry("size", "mlp")),
+        of_block(
+            "direction of what the feed-forward branch adds",
+            COSINE,
+            entry("cosine", "mlp"),
+            log=False,
+        ),
     ],
     "tokens": [
         Panel(
-            "held-out loss by position",
+            "held-out loss by the number of tokens read",
             "tokens read",
-            "loss",
+            "loss (nats)",
             entry("text", "by_position"),
             x=entry("text", "positions_read"),
             log=False,
             log_x=True,
         ),
-        of_state("median over tokens", "median / mean variance", median_over_mean),
-        of_state("without position 0", "variance / with it", without_first_over_mean),
+        of_state(
+            "variance of the median token, over the mean one's",
+            "median / mean variance",
+            median_over_mean,
+            level=1,
+        ),
+        of_state(
+            "variance without position 0, over that with it",
+            "variance / with position 0",
+            without_first_over_mean,
+            level=1,
+        ),
     ],
     "pruning": [
-        of_block("one block removed", GROWTH, growth("prune_ratios")),
-        of_removed("last first", "last"),
-        of_removed("least harmful first", "least"),
-        of_removed("greedy", "greedy"),
+        of_growth("growth of the loss with one block removed", "prune_ratios"),
+        of_removed("loss with blocks removed, the last first", "last"),
+        of_removed("loss with blocks removed, the least harmful first", "least"),
+        of_removed("loss with blocks removed, greedily", "greedy"),
     ],
     "linear": [
-        of_block("one block made linear", GROWTH, growth("linear_ratios", "held_out")),
-        of_block("fitted on the same sequences", GROWTH, growth("linear_ratios", "same")),
-        of_block("the map transposed, as published", GROWTH, growth("linear_ratios", "transposed")),
+        of_growth("one block made linear", "linear_ratios", "held_out"),
+        of_growth("one block made linear, fitted on the same text", "linear_ratios", "same"),
+        of_growth("one block's map transposed, as published", "linear_ratios", "transposed"),
         Panel(
-            "share of blocks whose growth is above",
-            "threshold (the paper's: 0.1)",
+            "share of blocks whose growth is above the threshold",
+            f"threshold (dashed: the paper's, {PAPERS_THRESHOLD})",
             "share of blocks",
             shares_above_thresholds,
             x=lambda run: np.array(THRESHOLDS) - 1,
             log=False,
             log_x=True,
             ylim=(-0.05, 1.05),
+            place=PAPERS_THRESHOLD,
         ),
     ],
     "jacobian": [
         of_block(
-            "averaged over tokens, then norm", "||J - I|| / d", entry("jacobian", "deviation")
+            "Jacobian less identity: mean over tokens, then norm",
+            "||J - I|| / d",
+            entry("jacobian", "deviation"),
         ),
-        of_block("norm, then averaged", "||J - I|| / d", entry("jacobian", "per_token")),
-        of_block("off the diagonal", "||J - diag J|| / d", entry("jacobian", "off_diagonal")),
-        of_block("spectral norm", "||J||", entry("jacobian", "spectral")),
+        of_block(
+            "Jacobian less identity: norm, then mean over tokens",
+            "||J - I|| / d",
+            entry("jacobian", "per_token"),
+        ),
+        of_block(
+            "Jacobian off its diagonal", "||J - diag J|| / d", entry("jacobian", "off_diagonal")
+        ),
+        of_block("spectral norm of the Jacobian", "||J||", entry("jacobian", "spectral")),
     ],
     "theory": [
-        of_state("before training", OVER_PREDICTED, variance_before_training),
-        of_state("after training", OVER_PREDICTED, variance_after_training),
+        of_state(
+            "variance over the predicted one, before training",
+            OVER_PREDICTED,
+            variance_before_training,
+            level=1,
+        ),
+        of_state(
+            "variance over the predicted one, after training",
+            OVER_PREDICTED,
+            variance_after_training,
+            level=1,
+        ),
     ],
     "similarity": [
-        of_block("block influence", "1 - cos(input, output)", entry("block_influence")),
+        of_block(
+            "how far a block turns its input", "1 - cos(input, output)", entry("block_influence")
+        ),
         of_state(
-            "early read-out",
+            "how far an early read-out is from the final one",
             "KL to the final one (nats)",
             lambda run: run.analysis["logit_lens"][:-1],
         ),
@@ -287,21 +391,41 @@ def drawable(panels, points):
 
 
 def line_figure(points, panels):
-    n_rows = (len(panels) + 1) // 2
-    size = (9.5, 3.4 * n_rows)
+    n_rows, n_columns = (len(panels) + 1) // 2, 3 if max(map(len, points)) > LONG_LABEL else 4
+    size = (9.5, 3.4 * n_rows + 0.2 * -(-len(points) // n_columns) + 0.3)
     figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
         draw_lines(axis, points, panel)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
+    lines, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(lines, labels, title=shown_of(points), ncols=n_columns, **LEGEND_BELOW)
     return figure
+
+
+ONE_SEED = "one seed"
+
+
+def shown_of(points):
+    """What lines and bands are, for a legend."""
+    if all(len(runs) == 1 for runs in points.values()):
+        return ONE_SEED
+    return f"means over seeds, {'with' if with_bands(points) else 'without'} 95 % intervals"
+
+
+def with_bands(points):
+    """Are there so few points that the bands of their intervals leave the lines in sight?"""
+    return len(points) <= FEW
 
 
 def draw_lines(axis, points, panel):
     for point, style in point_styles(points).items():
-        draw_line(axis, point, points[point], panel, style)
-    axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        draw_line(axis, point, points[point], panel, style, with_bands(points))
+    axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    axis.set_title(panel.title, fontsize=TITLE_SIZE)
+    axis.set_yscale("log" if panel.log else "linear")
+    keep_lines_in_sight(axis, panel.log)
+    draw_limits(axis, points, panel)
     if panel.log:
         logarithmic(axis, "y")
     if panel.ylim:
@@ -312,7 +436,39 @@ def draw_lines(axis, points, panel):
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def draw_line(axis, point, runs, panel, style):
+def keep_lines_in_sight(axis, log):
+    """Bands of two seeds may be many times as high as the lines that they belong to; they are cut
+    off at MARGIN_OF_BANDS of the lines' height above and below these."""
+    into, back = (np.log, np.exp) if log else (np.array, np.array)
+    heights = into(np.concatenate([line.get_ydata() for line in axis.lines]))
+    heights = heights[np.isfinite(heights)]
+    if not len(heights) or heights.min() == heights.max():
+        return
+    margin = MARGIN_OF_BANDS * (heights.max() - heights.min())
+    drawn_low, drawn_high = axis.dataLim.intervaly
+    low, high = back(heights.min() - margin), back(heights.max() + margin)
+    if drawn_low < low:
+        axis.set_ylim(bottom=low)
+    if drawn_high > high:
+        axis.set_ylim(top=high)
+
+
+def draw_limits(axis, points, panel):
+    """The lines across a panel, or up, behind those of the points."""
+    style = {"color": "0.5", "linewidth": 1, "zorder": 0}
+    if panel.level is not None:
+        axis.axhline(panel.level, linestyle="dashed", **style)
+    if panel.place is not None:
+        axis.axvline(panel.place, linestyle="dashed", **style)
+    if panel.floor is not None:
+        axis.set_ylim(bottom=max(panel.floor / 2, axis.get_ylim()[0]))  # a band may go below
+        runs = [run for of_point in points.values() for run in of_point]
+        if min(np.min(panel.curve(run)) for run in runs) <= panel.floor:
+            axis.axhline(panel.floor, linestyle="dotted", **style)
+            axis.set_ylabel(f"{panel.ylabel}\n(dotted: {panel.floor:g} or less)")
+
+
+def draw_line(axis, point, runs, panel, style, band=True):
     """A point's curve: mean over its runs, with the interval as a band where there are several."""
     into, back = (np.log, np.exp) if panel.log else (np.array, np.array)
     table = into([panel.curve(run) for run in runs])  # (n_seeds, places)
@@ -322,7 +478,7 @@ def draw_line(axis, point, runs, panel, style):
     if panel.hollow and any(panel.hollow(run) for run in runs):
         style = {**style, "markerfacecolor": "white"}
     axis.plot(x, back(mean), label=point, markevery=sparse, markersize=4, **style)
-    if len(runs) > 1:
+    if band and len(runs) > 1:
         low, high = back(mean - half), back(mean + half)
         axis.fill_between(x, low, high, color=style["color"], alpha=0.25, linewidth=0)
 
@@ -332,10 +488,10 @@ def draw_line(axis, point, runs, panel, style):
 
 def means_and_halves(points, metric):
     """Mean and half-width of a metric, a function of a run, at each point: two arrays. A single
-    seed has no interval to draw."""
+    seed, and seeds that all say the same, have no interval to draw: nan."""
     intervals = [interval([metric(run) for run in runs]) for runs in points.values()]
     mean, half = np.array(intervals).T
-    return mean, np.where(np.isfinite(half), half, 0)
+    return mean, np.where(np.isfinite(half) & (half > ROUNDING * abs(mean)), half, np.nan)
 
 
 def split_last(run):
@@ -378,9 +534,11 @@ def point_figure(points, metrics):
             places = [labels.index(label) for label in along]
             intervals = means_and_halves(along, metrics[name])
             axis.errorbar(places, *intervals, capsize=4, label=curve, **style_of[curve])
-        axis.set(title=name)
+        axis.set_title(POINT_TITLES.get(name, name), fontsize=TITLE_SIZE)
         label_points(axis, labels, points)
         limit_metric(axis, name)
+    if shown_of(points) == ONE_SEED:
+        figure.suptitle(ONE_SEED, fontsize=TITLE_SIZE)
     if curves.keys() != points.keys():
         figure.legend(*axes.flat[0].get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
     return figure
@@ -407,28 +565,30 @@ def limit_metric(axis, metric):
         axis.set_ylim(bottom, min(JUST_ABOVE_ONE, top))
 
 
+LADDER = {  # panel of ladder_figure: its metrics
+    "choice accuracy": ("choice accuracy",),
+    "share of the depth in use": ("N_eff / L", "usefulness"),
+}
+
+
 def ladder_figure(points):
-    """The paper's first figure: choice accuracy as bars; usefulness, and our N_eff / L, as lines
-    up the rungs, and as single marks beside the ladder."""
+    """The paper's first figure: choice accuracy, usefulness, and our N_eff / L, as lines up the
+    rungs, and as single marks beside the ladder."""
     on_rung = np.array([runs[0].rung is not None for runs in points.values()])
-    places = np.arange(len(points))
-    figure, axis = plt.subplots(figsize=(9.5, 4.2), layout="constrained")
-    mean, half = means_and_halves(points, METRICS["choice accuracy"])
-    bars = {"color": "0.8", "edgecolor": "0.3", "label": "choice accuracy"}
-    axis.bar(places, mean, yerr=half, capsize=4, **bars)
-    bottom, top = max(0, np.nanmin(mean - half) - 0.05), np.nanmax(mean + half) + 0.02
-    axis.set(ylabel="choice accuracy", xticks=places, ylim=(bottom, top))
-    axis.set_xticklabels(points, **SLANTED)
-    right = axis.twinx()
-    style_of = styles(("usefulness", "N_eff / L"))
-    for metric, aside in (("usefulness", -0.2), ("N_eff / L", 0.2)):  # of the bars' own intervals
-        mean, half = means_and_halves(points, METRICS[metric])
-        for chosen, line in ((on_rung, {"label": metric}), (~on_rung, {"linestyle": ""})):
-            x, style = places[chosen] + aside, {**style_of[metric], **line}
-            right.errorbar(x, mean[chosen], half[chosen], capsize=4, **style)
-    highest = min(JUST_ABOVE_ONE, right.get_ylim()[1])
-    right.set(ylabel="share of the depth in use", ylim=(0, highest))
-    figure.legend(loc="outside upper center", ncols=3)
+    figure, axes = plt.subplots(2, 1, figsize=(9.5, 6.5), layout="constrained", sharex=True)
+    for axis, (title, metrics) in zip(axes, LADDER.items(), strict=True):
+        for rank, (metric, style) in enumerate(styles(metrics).items()):
+            mean, half = means_and_halves(points, METRICS[metric])
+            places = np.arange(len(points)) + 0.12 * rank
+            for chosen, line in ((on_rung, {"label": metric}), (~on_rung, {"linestyle": ""})):
+                x, bars = places[chosen], half[chosen]
+                axis.errorbar(x, mean[chosen], bars, capsize=4, **{**style, **line})
+        axis.set_title(f"{title}, up the rungs and beside the ladder", fontsize=TITLE_SIZE)
+        axis.set(ylabel=title)
+    highest = min(JUST_ABOVE_ONE, axes[1].get_ylim()[1])
+    axes[1].set(ylim=(0, highest), xticks=range(len(points)))
+    axes[1].set_xticklabels(points, **SLANTED)
+    axes[1].legend(loc="upper right")
     return figure
 
 
@@ -452,23 +612,38 @@ MATRICES = (
 )
 
 
+MOST_COLUMNS = 5  # of matrix_figure: 1,400 pixels
+TITLE_WIDTH = 22  # characters of a column's title
+
+
 def matrix_figure(points):
-    """Causal, permutation and angular-distance matrices, a column for each point, means over
-    seeds."""
-    size = (2.6 * len(points) + 1, 8)
-    figure, axes = plt.subplots(3, len(points), figsize=size, layout="constrained", squeeze=False)
+    """Causal, permutation and angular-distance matrices, means over seeds, a column for each point;
+    of many points, for MOST_COLUMNS from the first to the last."""
+    shown = points if len(points) <= MOST_COLUMNS else spread_out(points, MOST_COLUMNS)
+    size = (2.6 * len(shown) + 1, 8.4)
+    figure, axes = plt.subplots(3, len(shown), figsize=size, layout="constrained", squeeze=False)
     for matrix, row in zip(MATRICES, axes, strict=True):
         means = [
-            np.mean([run.analysis[matrix.key] for run in runs], axis=0) for runs in points.values()
+            np.mean([run.analysis[matrix.key] for run in runs], axis=0) for runs in shown.values()
         ]
         top = max(np.quantile(mean, 0.98) for mean in means) or 1
         for axis, mean in zip(row, means, strict=True):
             picture = draw_matrix(axis, mean, matrix, top)
         row[0].set_ylabel(matrix.ylabel)
         figure.colorbar(picture, ax=row, fraction=0.05, label=matrix.bar)
-    for axis, point in zip(axes[0], points, strict=True):
-        axis.set_title(point)
+    for axis, point in zip(axes[0], shown, strict=True):
+        title = textwrap.fill(point.replace(",", ", "), TITLE_WIDTH)
+        axis.set_title(title, fontsize=TITLE_SIZE)
+    if shown != points:
+        figure.suptitle(f"{len(shown)} of the {len(points)} points")
     return figure
+
+
+def spread_out(points, n):
+    """n of the points, evenly from the first to the last."""
+    names = list(points)
+    places = np.linspace(0, len(names) - 1, n).round().astype(int)
+    return {names[place]: points[names[place]] for place in places}
 
 
 def draw_matrix(axis, mean, matrix, top):
@@ -483,6 +658,9 @@ def draw_matrix(axis, mean, matrix, top):
 # Several sweeps ----------------------------------------------------------------------------------
 
 
+LONGEST_BAR = 0.25  # of a share, in joint_figure
+
+
 def joint_figure(sweeps):
     """Density, last-layer variance and effective depth of every point of {name: points}. A sweep
     whose options move no one density is in the last panel alone."""
@@ -495,26 +673,32 @@ def joint_figure(sweeps):
         label = f"{name} ({moved[name]})" if moved[name] else name
         style = {"label": label, "capsize": 2, "markersize": 5, **style}
         draw_sweep(density_axes, last, sweeps[name], moved[name], style)
-    last.set(xlabel="variance of h_L", ylabel="N_eff / L", ylim=(0, JUST_ABOVE_ONE))
+    share = {
+        "ylabel": f"N_eff / L (bars above ± {LONGEST_BAR} left out)",
+        "ylim": (0, JUST_ABOVE_ONE),
+    }
+    last.set(xlabel="variance of h_L", **share)
     logarithmic(last, "x")
     if density_axes:
         by_variance, by_share = density_axes
         by_variance.set(xlabel="density that was swept", ylabel="variance of h_L")
         logarithmic(by_variance, "y")
-        by_share.set(xlabel="density that was swept", ylabel="N_eff / L", ylim=(0, JUST_ABOVE_ONE))
+        by_share.set(xlabel="density that was swept", **share)
     figure.legend(*last.get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
     return figure
 
 
 def draw_sweep(density_axes, last, points, density_metric, style):
     variance = means_and_halves(points, METRICS["last-layer variance"])
-    share = means_and_halves(points, METRICS["N_eff / L"])
+    share, half = means_and_halves(points, METRICS["N_eff / L"])
+    share = share, np.where(half > LONGEST_BAR, np.nan, half)
     if density_metric:
         density = means_and_halves(points, METRICS[density_metric])[0]
         order = density.argsort()
         for axis, (mean, half) in zip(density_axes, (variance, share), strict=True):
-            axis.errorbar(density[order], mean[order], half[order], linestyle=":", **style)
-    last.errorbar(variance[0], share[0], xerr=variance[1], yerr=share[1], linestyle="", **style)
+            axis.errorbar(density[order], mean[order], half[order], **{**style, "linestyle": ":"})
+    alone = {**style, "linestyle": ""}
+    last.errorbar(variance[0], share[0], xerr=variance[1], yerr=share[1], **alone)
 
 
 # Theory and speed --------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """report.md of a sweep, with its figures; claims.md and joint.png of several sweeps."""
 
 import math
+from typing import NamedTuple
 
 from data.files import BadInput, say, write_text
 from results.claims import (
@@ -9,10 +10,12 @@ from results.claims import (
     LOG_METRICS,
     METRICS,
     RESOLUTION,
+    ROUNDING,
     eps_counts,
     interval,
     judge_sweep,
     resolution,
+    without_diverged_rates,
 )
 from results.figures import (
     LINES,
@@ -27,27 +30,42 @@ from results.figures import (
 )
 
 EPS_MARK = " †"
+LAST_PLACE = 7  # behind the point; smaller numbers stand with an exponent
 
 
-def report_sweep(runs, folder):
-    """Figures and report.md into folder. Returns {point: its runs, one per seed}, without those
-    that diverged or were not scored; raises BadInput where none is left."""
+class Sweep(NamedTuple):
+    points: dict  # {point: its runs, one per seed}
+    absent: list  # the runs without scores: they diverged, or were not scored
+
+    @property
+    def diverged(self):
+        return [run for run in self.absent if run.summary["diverged"]]
+
+
+def sweep_of(runs):
     points = {}
     for run in runs:
         if run.analysis is not None:
             points.setdefault(run.point, []).append(run)
-    if not points:
+    return Sweep(points, [run for run in runs if run.analysis is None])
+
+
+def report_sweep(runs, folder):
+    """Figures and report.md into folder. Returns the Sweep; raises BadInput where no run of it has
+    scores."""
+    sweep = sweep_of(runs)
+    if not sweep.points:
         lacking = " that did not diverge" if runs else ""
         raise BadInput(
             f"{folder} holds no finished run{lacking}: train one first, with python train.py"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    figures = draw_figures(points)
+    figures = draw_figures(sweep.points)
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
-    write_text(folder / "report.md", report_text(folder.name, points, left_out(runs), figures))
+    write_text(folder / "report.md", report_text(folder.name, sweep, figures))
     say(folder / "report.md")
-    return points
+    return sweep
 
 
 def draw_figures(points):
@@ -63,58 +81,77 @@ def draw_figures(points):
     return figures
 
 
-def left_out(runs):
-    """["n_layer=8,seed=0 (diverged)"] of the runs without scores."""
-    return [
-        f"{run.name} ({'diverged' if run.summary['diverged'] else 'not scored'})"
-        for run in runs
-        if run.analysis is None
-    ]
-
-
-def report_text(name, points, absent, figures):
-    """absent: what left_out returned; figures: names of PNG files."""
-    paragraph = " ".join(sentences([run for runs in points.values() for run in runs], absent))
-    pictures = [f"![{figure}]({figure}.png)" for figure in figures]
+def report_text(name, sweep, figures):
+    """figures: names of PNG files."""
     lines = [
         f"# {name}",
         "",
-        paragraph,
+        " ".join(sentences(sweep)),
         "",
-        *metrics_table(points),
+        *metrics_table(sweep.points),
         "",
-        *claims_table({name: points}),
+        *claims_table({name: sweep}),
         "",
-        *companion_tables(points),
-        *resolution_table(points),
-        *pictures,
+        *companion_tables(sweep.points),
+        *resolution_table(sweep.points),
+        *[f"![{figure}]({figure}.png)" for figure in figures],
     ]
     return "\n".join(lines) + "\n"
 
 
-def sentences(runs, absent):
-    """How many runs of what, how they were scored, and what they cost."""
-    first = runs[0]
-    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+def sentences(sweep):
+    """How many runs of what, how they were scored, what they cost, and what is not among them."""
+    runs = [run for runs in sweep.points.values() for run in runs]
+    first, seeds = runs[0], sorted({run.seed for run in runs})
     lengths = [run.analysis["length"] for run in runs]
     shortest, longest = min(lengths), max(lengths)
     length = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    minutes = sum(run.summary["seconds"] for run in runs) / 60
+    sequences = counted(first.analysis["sequences"], "held-out sequence")
+    minutes = round(sum(run.summary["seconds"] for run in runs) / 60)
+    cost = f"{counted(minutes, 'minute')}, summed over runs" if minutes else "less than a minute"
     said = [
-        f"{len(runs)} runs, seeds {seeds};",
+        f"{counted(len(runs), 'run')}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))};",
         f"data/{first.config['dataset']};",
-        f"scores on {first.analysis['sequences']} held-out sequences of {length} tokens;",
+        f"scores on {sequences} of {length} tokens;",
         f"torch {first.summary['torch']}, {first.summary['device']}.",
-        "Mean ± 95 % Student-t interval over seeds;",
-        "usefulness and N_eff with the linear maps fitted on other sequences.",
-        f"Training took {minutes:.0f} minutes, summed over runs.",
+        about_intervals(sweep.points),
+        "Usefulness and N_eff are with the linear maps fitted on other sequences.",
+        f"Training took {cost}.",
     ]
     others = [run.name for run in runs if by_other_code(run)]
     if others:
         said.append(f"Scored by other code than that which trained them: {', '.join(others)}.")
-    if absent:
-        said.append(f"Left out: {', '.join(absent)}.")
-    return said
+    if sweep.absent:
+        said.append(f"Left out: {', '.join(left_out(sweep.absent))}.")
+    return said + about_rates(sweep)
+
+
+def counted(n, noun):
+    """Such as "1 run" and "2 runs"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def about_intervals(points):
+    n_seeds = {len(runs) for runs in points.values()}
+    if n_seeds == {1}:
+        return "One seed: numbers have no intervals, and decide nothing."
+    alone = "; points of one seed have none" if 1 in n_seeds else ""
+    return f"Mean ± 95 % Student-t interval over seeds{alone}."
+
+
+def about_rates(sweep):
+    """Of a rate control: the rates that no verdict heeds."""
+    return [
+        f"At {option}={value} the rate {rate:g} diverged and was left out."
+        for option, value, rate in without_diverged_rates(sweep.points, sweep.diverged)
+    ]
+
+
+def left_out(absent):
+    """["n_layer=8,seed=0 (diverged)"] of the runs without scores."""
+    return [
+        f"{run.name} ({'diverged' if run.summary['diverged'] else 'not scored'})" for run in absent
+    ]
 
 
 def by_other_code(run):
@@ -164,7 +201,10 @@ def resolution_table(points):
     if not lines:
         return []
     heading = table_row("standard deviation of", "over sequences", "over seeds", "over points")
-    return ["What each score resolves:", "", heading, table_rule(4), *lines, ""]
+    shared = (
+        "Runs are scored on the same sequences, whose error they share: contrasts have less of it."
+    )
+    return ["What each score resolves:", "", heading, table_rule(4), *lines, "", shared, ""]
 
 
 def without_nan(number):
@@ -172,16 +212,33 @@ def without_nan(number):
 
 
 def with_interval(values):
+    """Such as "12.034 ± 0.063": the half-width to two digits and the mean to the same place, each
+    rounded once. One seed has no interval, and what was not measured is a dash."""
     mean, half = interval(values)
     if math.isnan(mean):
         return "–"
-    return f"{mean:.4g}" + (f" ± {half:.2g}" if math.isfinite(half) else "")
+    return " ± ".join(to_its_digit(mean, half)) if math.isfinite(half) else f"{mean:.4g}"
+
+
+def to_its_digit(mean, half, sign=""):
+    """(mean, half-width) as text. sign: "+" for a mean that always has one."""
+    if half <= ROUNDING * abs(mean):
+        return f"{mean:{sign}.4g}", "0"
+    place = 1 - int(f"{half:.1e}".split("e")[1])  # of the half-width's second digit
+    if place > LAST_PLACE:
+        return f"{mean:{sign}.4g}", f"{half:.2g}"
+    decimals = max(0, place)
+    return f"{round(mean, place):{sign}.{decimals}f}", f"{round(half, place):.{decimals}f}"
 
 
 def claims_table(sweeps):
-    """Lines of a Markdown table: the verdict on each claim, by each of the sweeps, {name: points},
+    """Lines of a Markdown table: the verdict on each claim, by each of the sweeps, {name: Sweep},
     that speaks to it."""
-    judged = [(name, verdict) for name, points in sweeps.items() for verdict in judge_sweep(points)]
+    judged = [
+        (name, verdict)
+        for name, sweep in sweeps.items()
+        for verdict in judge_sweep(sweep.points, sweep.diverged)
+    ]
     judged.sort(key=lambda pair: CLAIMS.index(pair[1].claim))
     lines = [
         table_row("claim", "experiment", "predicted", "measured effect", "verdict"),
@@ -195,13 +252,17 @@ def claims_table(sweeps):
 
 
 def effect_text(verdict):
-    """Such as "+0.123 (± 0.045, 3 seeds; log perplexity: falls)"."""
-    claim = verdict.claim
+    """Such as "+0.123 (± 0.045, 3 seeds; log perplexity: falls)"; a dash where some point has no
+    such number, as one block has no pairs."""
+    claim, effect, half = verdict.claim, verdict.effect, verdict.half
     in_logs = claim.metric in LOG_METRICS and claim.shape != "no worse"
     metric = f"log {claim.metric}" if in_logs else claim.metric
-    several = verdict.n_seeds > 1
-    width = f"± {verdict.half:.2g}, {verdict.n_seeds} seeds" if several else "one seed"
-    return f"{verdict.effect:+.3g} ({width}; {metric}: {claim.shape})"
+    if math.isnan(effect):
+        return f"– ({metric}: {claim.shape})"
+    if not math.isfinite(half):
+        return f"{effect:+.3g} (one seed; {metric}: {claim.shape})"
+    effect, half = to_its_digit(effect, half, sign="+")
+    return f"{effect} (± {half}, {verdict.n_seeds} seeds; {metric}: {claim.shape})"
 
 
 def table_row(*cells):
@@ -213,7 +274,11 @@ def table_rule(n_columns):
 
 
 def report_all(sweeps, folder):
-    """joint.png and claims.md, over several sweeps {name: points}, into folder."""
-    save_figure(joint_figure(sweeps), folder / "joint.png")
+    """joint.png and claims.md, over several sweeps {name: Sweep}, into folder."""
+    save_figure(
+        joint_figure({name: sweep.points for name, sweep in sweeps.items()}), folder / "joint.png"
+    )
     lines = ["# All claims, by the rule in results/claims.py", "", *claims_table(sweeps)]
+    for name, sweep in sweeps.items():
+        lines += [f"\n{name}: {sentence}" for sentence in about_rates(sweep)]
     write_text(folder / "claims.md", "\n".join(lines) + "\n")

@@ -304,7 +304,14 @@ def read_run(folder):
     }
     if fault := fault_of(log, [VALIDATED]):
         raise BadInput(f"{folder / 'log.jsonl'}: {fault}")
-    return check_config(Run(folder.name, **fields), folder)
+    run = check_config(Run(folder.name, **fields), folder)
+    ends_well = bool(log) and log[-1]["val_loss"] == run.summary["val_loss"]
+    if not run.summary["diverged"] and not ends_well:
+        raise BadInput(
+            f"{folder / 'log.jsonl'} does not end with the loss that summary.json gives: "
+            f"delete {folder} to train it again"
+        )
+    return run
 
 
 def check_config(run, source):

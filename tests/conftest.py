@@ -2,6 +2,7 @@
 a reader runs them."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))
+os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start, as of the tests themselves:
 torch.set_num_threads(1)  # models this small only lose time to a second thread
 
 from model import GPT, GPTConfig  # noqa: E402

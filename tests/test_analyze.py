@@ -642,8 +642,9 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
 
 
 @pytest.fixture
-def trained(project):
+def trained(project, monkeypatch):
     """The folder of a sweep of one run of two blocks on the tiny dataset, and the run's."""
+    monkeypatch.setattr("results.report.draw_figures", lambda points: {})  # which take a while
     few = "n_layer = 2\nmax_iters = 2\nwarmup_iters = 0\neval_tokens = 64\n"
     config = project / "small.toml"
     config.write_text(few + SMALL_OPTIONS, encoding="utf-8")

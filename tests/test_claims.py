@@ -297,6 +297,49 @@ def test_no_rate_speaks_for_half_of_its_points_where_a_third_option_varies():
     assert names(twice) == set()
 
 
+def diverged(n_layer, rate, seeds=range(3)):
+    return [
+        Run("", made_up_run(seed, n_layer=n_layer, learning_rate=rate).config, {}, [], None)
+        for seed in seeds
+    ]
+
+
+@pytest.mark.parametrize("n_lost", [1, 3])  # of the point's three seeds
+def test_a_rate_that_diverged_leaves_the_others_to_speak(n_lost):
+    """At its best rate 8 blocks have a variance of 1/8, at the rate that is left one of 8."""
+    points, lost = crossed(), diverged(8, 1e-3, range(n_lost))
+    point = "n_layer=8,learning_rate=0.001"
+    points[point] = points[point][n_lost:]
+    if not points[point]:
+        del points[point]
+    first, *others = judge_sweep(points, lost)
+    assert {verdict.claim.name for verdict in (first, *others)} == {"C1", "C2", "C3", "C3+"}
+    assert first.n_seeds == 3
+    logs = np.log([[1 / 4 + 0.001 * s, 8 + 0.001 * s, 1 / 16 + 0.001 * s] for s in range(3)])
+    assert first.effect == pytest.approx((logs[:, 2] - logs[:, 0]).mean() / 2)
+    assert claims.without_diverged_rates(points, lost) == [("n_layer", 8, 1e-3)]
+
+
+def test_a_value_that_lacks_another_rate_besides_keeps_the_claims_silent():
+    points = crossed(rates=(1e-3, 2e-3, 3e-3))
+    del points["n_layer=8,learning_rate=0.001"], points["n_layer=4,learning_rate=0.002"]
+    assert judge_sweep(points, diverged(8, 1e-3)) == []
+    assert claims.without_diverged_rates(points, diverged(8, 1e-3)) == []
+
+
+def test_a_value_without_any_rate_left_is_not_among_those_that_speak():
+    points = {name: runs for name, runs in crossed().items() if "n_layer=8," not in name}
+    lost = diverged(8, 1e-3) + diverged(8, 3e-3)
+    assert judge_sweep(points, lost) == judge_sweep(points)
+    assert claims.without_diverged_rates(points, lost) == [("n_layer", 8, r) for r in (1e-3, 3e-3)]
+
+
+def test_where_no_rate_is_chosen_none_is_left_out():
+    points = changing("n_layer", 4, 8)
+    assert judge_sweep(points, diverged(16, 1e-3)) == judge_sweep(points)
+    assert claims.without_diverged_rates(points, diverged(16, 1e-3)) == []
+
+
 # Ladders -----------------------------------------------------------------------------------------
 
 

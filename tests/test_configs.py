@@ -225,6 +225,7 @@ def test_a_bad_config_gets_one_sentence(project, refused, text, words):
         ("--block_size=700", ["block_size", "too few"]),
         ("--device=cuda:99", ["device"]),
         ("--device=mps", ["device"]),
+        ("--router_z_loss=--", ["router_z_loss", "no value"]),
         ("--device=", ["device", "empty"]),
         ("--dataset=", ["dataset", "name"]),
         ("--out_dir=", ["out_dir", "empty"]),

@@ -166,6 +166,7 @@ def test_no_temporary_file_is_left(analysed):
     assert not list(analysed.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_ladder_has_a_figure_of_its_own(project):
     (project / "ladder.toml").write_text(LADDER)
     run(project, "train.py", "ladder.toml")
@@ -179,6 +180,7 @@ def test_a_ladder_has_a_figure_of_its_own(project):
 # Published and restored --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_published_json_rebuilds_the_report(project):
     run(project, "analyze.py", "out/sweep", "--sequences", "2", "--publish", "published")
     shutil.copy(project / "published/sweep.json", project / "sweep.json")
@@ -262,6 +264,7 @@ def test_bad_input_to_the_instruments(project, command, named):
     assert named in refusal(project, *command)
 
 
+@pytest.mark.slow
 def test_a_diverged_run_does_not_stop_the_report(project):
     diverging = ("--learning_rate=1e30", "--grad_clip=0", "--seed=0", "--out_dir=bad")
     run(project, "train.py", "sweep.toml", *diverging)

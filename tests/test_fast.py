@@ -179,6 +179,7 @@ device = "cpu"
 """
 
 
+@pytest.mark.slow
 def test_the_whole_file_can_be_deleted(tmp_path):
     """A sweep is trained and analysed in a copy of the project without it."""
     copy = tmp_path / "copy"

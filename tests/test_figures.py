@@ -1,9 +1,12 @@
 """results/figures.py: which curves a sweep is drawn as, and that lines can be told apart."""
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from results import figures
 from results.claims import METRICS, entry
 from results.figures import (
     LINES,
@@ -12,10 +15,13 @@ from results.figures import (
     drawable,
     joint_figure,
     label_points,
+    ladder_figure,
     line_figure,
     logarithmic,
+    matrix_figure,
     means_and_halves,
     of_block,
+    point_figure,
     point_styles,
     save_figure,
     styles,
@@ -57,11 +63,6 @@ STYLES = {
     "depths": list(point_styles(depths(2, 3, 4, 8, 12, 16, 32)).values()),
     "names": list(styles(["full", "window-8", "window-32", "topk-4"]).values()),
     "depths too close to tell": list(point_styles(depths(10, 11, 12)).values()),
-    "depth and rate": list(
-        point_styles(
-            sweep(run(n_layer=4, learning_rate=1.0), run(n_layer=8, learning_rate=2.0))
-        ).values()
-    ),
 }
 
 
@@ -72,9 +73,25 @@ def test_lines_grow_lighter_and_have_markers_of_their_own(drawn):
     assert len({style["marker"] for style in drawn}) == len(drawn)
 
 
-def test_a_depth_that_is_not_all_that_varies_takes_its_style_in_turn():
-    crossed = sweep(run(n_layer=4, weight_decay=0.1), run(n_layer=8, weight_decay=0.3))
-    assert list(point_styles(crossed).values()) == list(styles(["a", "b"]).values())
+def test_points_of_two_options_differ_by_colour_and_marker_and_by_dashes():
+    rates = (1e-3, 2e-3, 4e-3, 8e-3)
+    points = sweep(*(run(n_layer=L, learning_rate=rate) for L in (4, 8, 32) for rate in rates))
+    drawn, of_depth = point_styles(points), point_styles(depths(4, 8, 32))
+    for point, (each,) in points.items():
+        style, depth = drawn[point], of_depth[f"n_layer={each.config['n_layer']}"]
+        assert (style["color"], style["marker"]) == (depth["color"], depth["marker"])
+    dashes = [[drawn[point]["linestyle"] for point in points][first::4] for first in range(4)]
+    assert [len(set(of_rate)) for of_rate in dashes] == [1, 1, 1, 1]
+    assert len({of_rate[0] for of_rate in dashes}) == 4
+
+
+@pytest.mark.parametrize("n", [9, 15, 20])
+def test_of_many_lines_no_two_look_the_same_and_few_share_a_hue(n):
+    drawn = list(styles(range(n)).values())
+    looks = {(style["color"], style["linestyle"]) for style in drawn}
+    assert len(looks) == n
+    luminance = sorted({np.dot(style["color"][:3], (0.3, 0.59, 0.11)) for style in drawn})
+    assert min(np.diff(luminance)) > 0.1
 
 
 # Curves ------------------------------------------------------------------------------------------
@@ -114,14 +131,170 @@ def test_points_of_one_option_are_labelled_by_its_values(axis):
     assert axis.get_xlabel() == "n_layer"
 
 
-def test_intervals_over_seeds_are_drawn_and_of_one_seed_none():
+def test_intervals_over_seeds_are_drawn_but_none_of_one_seed_or_of_equal_ones():
     points = {
         "two": [run(seed=0, perplexity=9.0), run(seed=1, perplexity=11.0)],
         "one": [run(perplexity=7.0)],
+        "equal": [run(seed=0, perplexity=7.0), run(seed=1, perplexity=7.0)],
     }
     mean, half = means_and_halves(points, METRICS["perplexity"])
-    assert mean.tolist() == [10, 7]
-    assert half == pytest.approx([12.706, 0], rel=1e-3)
+    assert mean.tolist() == [10, 7, 7]
+    assert half == pytest.approx([12.706, math.nan, math.nan], rel=1e-3, nan_ok=True)
+
+
+def caps_and_bars(axis):
+    """How many ends of intervals a panel shows, and how many bars, in which something is drawn."""
+    ends = [line for bars in axis.containers for line in bars.lines[1]]
+    segments = [
+        part for bars in axis.containers for of in bars.lines[2] for part in of.get_segments()
+    ]
+    return (
+        sum(np.isfinite(line.get_xydata()).all(axis=1).sum() for line in ends),
+        sum(len(part) > 0 and np.isfinite(part).all() for part in segments),
+    )
+
+
+@pytest.mark.parametrize("n_seeds, ends, bars", [(1, 0, 0), (2, 2, 1)])
+def test_one_seed_is_a_mark_without_caps(n_seeds, ends, bars):
+    points = {"n_layer=4": [run(seed=s, perplexity=9.0 + s, n_layer=4) for s in range(n_seeds)]}
+    panels = {f"panel {i}": METRICS["perplexity"] for i in range(6)}
+    figure = point_figure(points, panels)
+    assert [caps_and_bars(axis) for axis in figure.axes] == [(ends, bars)] * 6
+    assert figure.get_suptitle() == ("one seed" if n_seeds == 1 else "")
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_one_seed_is_a_line_without_a_band_and_the_legend_says_so(n_seeds):
+    points = {"n_layer=2": [run(seed=s, n_layer=2) for s in range(n_seeds)]}
+    for each in points["n_layer=2"]:
+        each.analysis = {"losses": [2.0, 1.0 + each.seed]}
+    figure = line_figure(points, [of_block("loss", "", entry("losses"))])
+    assert len(figure.axes[0].collections) == n_seeds - 1
+    said = figure.legends[0].get_title().get_text()
+    assert said == ("one seed" if n_seeds == 1 else "means over seeds, with 95 % intervals")
+    plt.close(figure)
+
+
+# Lines across a panel ----------------------------------------------------------------------------
+
+
+def with_ratios(*ratios):
+    """One run whose blocks, made linear, raise the loss to these ratios."""
+    points = depths(len(ratios))
+    (runs,) = points.values()
+    runs[0].analysis = {"linear_ratios": {"held_out": list(ratios)}}
+    return points
+
+
+@pytest.mark.parametrize("smallest, marked", [(1.00005, True), (0.9, True), (1.001, False)])
+def test_what_ends_at_the_floor_is_marked(axis, smallest, marked):
+    panel = LINES["linear"][0]
+    draw_lines(axis, with_ratios(1.5, smallest), panel)
+    across = [line for line in axis.lines if line.get_linestyle() == ":"]
+    assert [line.get_ydata()[0] for line in across] == [1e-4] * marked
+    assert axis.lines[0].get_ydata() == pytest.approx([0.5, max(smallest - 1, 1e-4)])
+    assert ("0.0001 or less" in axis.get_ylabel()) == marked
+
+
+def test_shares_are_of_blocks_above_each_threshold():
+    """Exactly at a threshold, a block is not above it."""
+    points = with_ratios(1.0, figures.THRESHOLDS[10], 1.5, 3.0)
+    (runs,) = points.values()
+    shares = figures.shares_above_thresholds(runs[0])
+    assert [shares[i] for i in (0, 9, 10, 30, 60)] == [0.75, 0.75, 0.5, 0.5, 0.25]
+
+
+def test_the_papers_threshold_is_a_line(axis):
+    draw_lines(axis, with_ratios(1.5, 1.05), LINES["linear"][3])
+    (up,) = [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert list(up.get_xdata()) == [0.1, 0.1]
+
+
+def test_a_ratio_to_theory_is_held_against_one(axis):
+    points = depths(1)
+    (runs,) = points.values()
+    runs[0].analysis = {"variance": {"residual": [1.0, 3.0]}, "predicted_variance": [1.0, 2.0]}
+    draw_lines(axis, points, LINES["theory"][1])
+    (across,) = [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert list(across.get_ydata()) == [1, 1]
+    assert axis.lines[0].get_ydata() == pytest.approx([1, 1.5])
+
+
+def test_losses_have_their_unit():
+    panels = [panel for of_figure in LINES.values() for panel in of_figure]
+    labels = {panel.ylabel for panel in panels if panel.ylabel.startswith("loss")}
+    assert labels == {"loss (nats)"}
+
+
+def test_a_band_does_not_push_its_line_into_a_corner(axis):
+    points = {"n_layer=2": [run(seed=seed, n_layer=2) for seed in range(2)]}
+    for each, losses in zip(points["n_layer=2"], ([1.0, 1e-6], [1.1, 1.0]), strict=True):
+        each.analysis = {"losses": losses}
+    draw_lines(axis, points, of_block("", "", entry("losses")))
+    low, high = np.log(axis.get_ylim())
+    line = np.log(axis.lines[0].get_ydata())
+    assert low < line.min() < line.max() < high
+    assert high - low <= 1.7 * (line.max() - line.min())
+
+
+# The ladder and matrices -------------------------------------------------------------------------
+
+
+def ladder(n=3):
+    points = sweep(*(run(f"{i}-rung") for i in range(n)))
+    for rung, (runs,) in enumerate(points.values()):
+        runs.config["sweep"]["rung"] = rung if rung < n - 1 else None
+        runs.analysis |= {"usefulness": {"held_out": 0.2}, "choices": {"accuracy": 0.4 + rung / 10}}
+    return points
+
+
+def test_a_ladder_has_a_panel_for_each_axis_and_no_bars():
+    figure = ladder_figure(ladder())
+    above, below = figure.axes
+    assert not above.patches and not below.patches
+    rungs, beside = [bars.lines[0].get_xydata().tolist() for bars in above.containers]
+    assert rungs == pytest.approx(np.array([[0, 0.4], [1, 0.5]]))
+    assert beside == pytest.approx(np.array([[2, 0.6]]))
+    assert below.get_ylim()[0] == 0
+    plt.close(figure)
+
+
+def test_a_ladder_without_choices_can_be_drawn(tmp_path):
+    points = ladder()
+    for (each,) in points.values():
+        del each.analysis["choices"]
+    save_figure(ladder_figure(points), tmp_path / "ladder.png")
+
+
+def with_matrices(n):
+    points = sweep(*(run(n_layer=2, learning_rate=1e-5 + i / 1000) for i in range(n)))
+    for (each,) in points.values():
+        each.analysis = {matrix.key: np.eye(2) for matrix in figures.MATRICES}
+    return points
+
+
+@pytest.mark.parametrize("n, columns", [(1, 1), (5, 5), (15, 5)])
+def test_matrices_are_of_five_points_at_most(n, columns):
+    points = with_matrices(n)
+    figure = matrix_figure(points)
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert len(titles) == columns
+    names = [title.replace(", ", ",").replace(",\n", ",") for title in titles]
+    assert names[0] == list(points)[0] and names[-1] == list(points)[-1]
+    figure.draw_without_rendering()
+    boxes = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
+    assert all(one.x1 < other.x0 for one, other in zip(boxes[:-1], boxes[1:], strict=True))
+    assert figure.get_size_inches()[0] * 100 <= 1400
+    plt.close(figure)
+
+
+def test_matrices_of_a_single_block_can_be_drawn(tmp_path, recwarn):
+    points = depths(1, 2)
+    for (each,), L in zip(points.values(), (1, 2), strict=True):
+        each.analysis = {matrix.key: np.eye(L + 1 - matrix.first) for matrix in figures.MATRICES}
+    save_figure(matrix_figure(points), tmp_path / "matrices.png")
+    assert not recwarn.list
 
 
 # Axes and files ----------------------------------------------------------------------------------
@@ -139,6 +312,16 @@ def test_logarithmic_axes_have_a_few_plain_labels(axis, low, high):
 def test_a_sweep_that_moves_no_density_is_in_the_last_panel_alone():
     figure = joint_figure({"depth": depths(4, 8)})
     assert len(figure.axes) == 1
+    plt.close(figure)
+
+
+def test_the_joint_figure_draws_no_bar_longer_than_a_quarter_of_its_panel():
+    points = {"n_layer=4": [run(seed=seed, n_layer=4) for seed in range(2)]}
+    for each, share in zip(points["n_layer=4"], (0.5, 0.6), strict=True):  # 0.55 ± 0.64
+        each.analysis = {"n_eff_share": share}
+    figure = joint_figure({"depth": points})
+    assert caps_and_bars(figure.axes[0]) == (0, 0)
+    assert "0.25" in figure.axes[0].get_ylabel()
     plt.close(figure)
 
 
@@ -173,6 +356,6 @@ def test_growth_is_hollow_where_the_norms_eps_counts(axis, smallest, marker):
     (runs,) = points.values()
     runs[0].analysis = {"variance": {"residual": [smallest, 1.0, 2.0]}}
     draw_lines(axis, points, LINES["scale_free"][0])
-    (line,) = axis.lines
+    line, _ = axis.lines
     assert line.get_ydata().tolist() == [1, 2]
     assert line.get_markerfacecolor() == (marker or line.get_color())

@@ -14,6 +14,7 @@ RESULTS = {
     "results.claims",
     "results.figures",
     "results.report",
+    "results.tables",
 }
 MAY_IMPORT = {
     "model": set(),
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     "results.claims": {"model", "configs.read", "results.runs"},
     "results.figures": {"results.claims", "results.runs", "data.files"},
     "results.report": {"results.claims", "results.figures", "results.runs", "data.files"},
+    "results.tables": {"results.claims", "results.report", "results.runs", "data.files"},
     "train": {"model", "fast", "configs.read", "results.runs", *DATA},
     "sparsity": {"model", *DATA, *RESULTS},
     "downstream": {"model"},

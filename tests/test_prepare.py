@@ -304,6 +304,8 @@ def test_own_text_holds_out_the_last_tenth_of_each_file(data_folder, tmp_path):
         (["blimp", "folder"], "takes no files"),
         (["fineweb", "--vocab_size", "257"], "--vocab_size"),
         (["fineweb", "--shards", "0"], "--shards"),
+        (["text", "long.txt", "--name=--"], "--name=-- gives no value"),
+        (["text", "long.txt", "--vocab_size=--"], "--vocab_size=-- gives no value"),
     ],
 )
 def test_what_is_no_source_is_refused(arguments, words, data_folder, monkeypatch, refused):

@@ -68,7 +68,8 @@ def analysis(L=2, **entries):
 
 
 def run(name="run", varies=None, diverged=False, analysis=None, **options):
-    log = [{"step": 0, "tokens": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
+    val_loss = 3.0 if diverged else summary()["val_loss"]
+    log = [{"step": 0, "tokens": 0, "val_loss": val_loss, "variance": [1.0, 2.0]}]
     return Run(name, config_of(varies, **options), summary(diverged), log, analysis)
 
 
@@ -187,7 +188,7 @@ def test_published_runs_are_read_back_with_six_digits_and_three_of_matrices(tmp_
         assert published.analysis["causal"] == 0.666667
         assert set(published.analysis["prune_ratios"]) == {0.142857}
         assert published.analysis["causal_matrix"][0][0] == 0.286
-        assert published.log == [{"step": 0, "tokens": 0, "val_loss": 3.0, "variance": [1.0, 2.0]}]
+        assert published.log == [{"step": 0, "tokens": 0, "val_loss": 2.5, "variance": [1.0, 2.0]}]
     assert originals[0].log[0]["mlp_variance"] == [3.0]  # what was published is left as it was
 
 
@@ -433,3 +434,11 @@ def test_runs_from_before_an_option_existed_had_its_default(tmp_path, monkeypatc
     assert finished(tmp_path / "out/run", config_of(sweep()))
     with pytest.raises(BadInput, match="layer_norm_scaling was False, now True"):
         finished(tmp_path / "out/run", config_of(sweep(), layer_norm_scaling=True))
+
+
+def test_a_log_that_ends_before_its_run_did_is_refused(tmp_path):
+    cut = run("run", sweep(), analysis=analysis())
+    cut.log[0]["val_loss"] = 3.0
+    write_folder(tmp_path / "run", cut)
+    with pytest.raises(BadInput, match="log.jsonl does not end with the loss"):
+        read_runs(tmp_path)

@@ -1,0 +1,252 @@
+"""results/report.py: the whole text of one made-up report, written out by hand, and its parts."""
+
+import math
+from dataclasses import asdict
+
+import pytest
+
+import analyze
+from model import GPTConfig
+from results import report
+from results.claims import CLAIMS, Verdict
+from results.report import effect_text, left_out, report_text, sentences, sweep_of, with_interval
+from results.runs import Run
+
+# A control: depths times rates, two seeds, of which one diverged ---------------------------------
+
+OF_DEPTH = {  # what the two seeds measured, whatever the rate
+    1: {"variance": (1, 1), "causal": (0.9, 0.9), "permutation": (None, None), "share": (1, 1)},
+    8: {
+        "variance": (math.exp(1), math.exp(1.1)),
+        "causal": (0.5, 0.52),
+        "permutation": (0.2, 0.2),
+        "share": (0.5, 0.6),
+    },
+}
+DEVIATION = {1: [0.1], 8: [0.02, 0.01]}
+PERPLEXITY = {(1, 0.001): (20, 20.2), (1, 0.003): (30, 30), (8, 0.001): (25, 25.02)}
+
+
+def made_up_run(n_layer, rate, seed, perplexity):
+    point = f"n_layer={n_layer},learning_rate={rate}"
+    measured = {name: of_seeds[seed] for name, of_seeds in OF_DEPTH[n_layer].items()}
+    varies = {"point": None, "rung": None, "place": 0}
+    config = {
+        **asdict(GPTConfig(n_layer=n_layer)),
+        "learning_rate": rate,
+        "weight_decay": 0.1,
+        "seed": seed,
+        "dataset": "tiny",
+        "sweep": {**varies, "options": ["n_layer", "learning_rate", "seed"]},
+    }
+    summary = {
+        "perplexity": perplexity,
+        "last_layer_variance": measured["variance"],
+        "seconds": 20,
+        "diverged": perplexity is None,
+        "params": 1_500_000,
+        "active_params": 1_500_000,
+        "torch": "2.13.0",
+        "device": "cpu",
+    }
+    analysis = {
+        "sequences": 8,
+        "length": 16,
+        "causal": measured["causal"],
+        "permutation": measured["permutation"],
+        "usefulness": {"held_out": 1 / n_layer},
+        "n_eff_share": measured["share"],
+        "prune_ratios": [1.1] * n_layer,
+        "jacobian": {"deviation": DEVIATION[n_layer]},
+        "variance": {"residual": [5e-5 if rate == 0.003 and n_layer == 1 else 1.0, 2.0]},
+        "densities": dict.fromkeys(("weight", "attention", "key_value", "expert"), 1),
+    }
+    return Run(f"{point},seed={seed}", config, summary, [], analysis if perplexity else None)
+
+
+@pytest.fixture
+def control():
+    runs = [
+        made_up_run(*point, seed, perplexity)
+        for point, perplexities in PERPLEXITY.items()
+        for seed, perplexity in enumerate(perplexities)
+    ]
+    return sweep_of([*runs, made_up_run(8, 0.003, 0, 22), made_up_run(8, 0.003, 1, None)])
+
+
+# Of two seeds the half-width is 12.706 / 2 times their difference.
+EXPECTED = """\
+# control
+
+7 runs, seeds 0, 1; data/tiny; scores on 8 held-out sequences of 16 tokens; torch 2.13.0, cpu. \
+Mean ± 95 % Student-t interval over seeds; points of one seed have none. \
+Usefulness and N_eff are with the linear maps fitted on other sequences. \
+Training took 2 minutes, summed over runs. \
+Left out: n_layer=8,learning_rate=0.003,seed=1 (diverged). \
+At n_layer=8 the rate 0.003 diverged and was left out.
+
+| point | perplexity | last-layer variance | causal | permutation | usefulness | N_eff / L \
+| choice accuracy | Jacobian deviation | weight density | attention density | key/value density \
+| expert density |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| n_layer=1,learning_rate=0.001 | 20.1 ± 1.3 | 1 ± 0 | 0.9 ± 0 | – | 1 ± 0 | 1 ± 0 | – | 0.1 ± 0 \
+| 1 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 |
+| n_layer=1,learning_rate=0.003 | 30 ± 0 | 1 ± 0 | 0.9 ± 0 | – | 1 ± 0 | 1 ± 0 | – | 0.1 ± 0 \
+| 1 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 |
+| n_layer=8,learning_rate=0.001 | 25.01 ± 0.13 | 2.9 ± 1.8 | 0.51 ± 0.13 | 0.2 ± 0 | 0.125 ± 0 \
+| 0.55 ± 0.64 | – | 0.015 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 |
+| n_layer=8,learning_rate=0.003 | 22 | 2.718 | 0.5 | 0.2 | 0.125 | 0.5 | – | 0.015 | 1 | 1 | 1 | 1 |
+
+| claim | experiment | predicted | measured effect | verdict |
+|---|---|---|---|---|
+| C1 | control | deeper: more last-layer variance \
+| +1.05 (± 0.64, 2 seeds; log last-layer variance: rises) | supported |
+| C2 | control | deeper: the Jacobian nearer the identity \
+| -1.897 (± 0, 2 seeds; log Jacobian deviation: falls) | undecided |
+| C2 | control | along the layers of the deepest: the Jacobian nearer the identity \
+| -0.6931 (± 0, 2 seeds; slope of log deviation: negative) | undecided |
+| C3 | control | deeper: lower causal score | -0.39 (± 0.13, 2 seeds; causal: falls) | supported |
+| C3 | control | deeper: lower permutation score | – (permutation: falls) | undecided |
+| C3 | control | deeper: lower usefulness \
+| -0.875 (± 0, 2 seeds; usefulness: falls) | undecided |
+| C3+ | control | deeper: smaller share of the depth in use (ours) \
+| -0.45 (± 0.64, 2 seeds; N_eff / L: falls) | undecided |
+
+Growth and updates, free of the stream's scale:
+
+| point | permutation times L |
+|---|---|
+| n_layer=1,learning_rate=0.001 | – |
+| n_layer=1,learning_rate=0.003 † | – |
+| n_layer=8,learning_rate=0.001 | 1.6 ± 0 |
+| n_layer=8,learning_rate=0.003 | 1.6 |
+
+Size, data, and the gap between held-out and training text:
+
+| point | parameters (M) | active (M) |
+|---|---|---|
+| n_layer=1,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 |
+| n_layer=1,learning_rate=0.003 † | 1.5 ± 0 | 1.5 ± 0 |
+| n_layer=8,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 |
+| n_layer=8,learning_rate=0.003 | 1.5 | 1.5 |
+
+† the norms' eps is more than 1 % of a variance of the stream.
+
+![points](points.png)
+![linear](linear.png)
+"""
+
+
+def test_the_whole_text_of_a_report(control):
+    assert report_text("control", control, ["points", "linear"]) == EXPECTED
+
+
+def test_a_single_run_of_a_minute_and_one_seed():
+    run = made_up_run(1, 0.001, 0, 20)
+    run.summary["seconds"], run.analysis["sequences"] = 61, 1
+    text = " ".join(sentences(sweep_of([run])))
+    assert text.startswith("1 run, seed 0; data/tiny; scores on 1 held-out sequence of 16 tokens;")
+    assert "One seed: numbers have no intervals, and decide nothing." in text
+    assert text.endswith("Training took 1 minute, summed over runs.")
+    assert "±" not in text
+
+
+def test_less_than_half_a_minute_is_less_than_a_minute():
+    assert sentences(sweep_of([made_up_run(1, 0.001, 0, 20)]))[-1] == (
+        "Training took less than a minute."
+    )
+
+
+def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "joint_figure", lambda sweeps: sweeps)
+    monkeypatch.setattr(
+        report, "save_figure", lambda figure, path: path.write_text("".join(figure))
+    )
+    report.report_all({"control": control, "one": ONE_RUN}, tmp_path)
+    assert (tmp_path / "joint.png").read_text() == "controlone"
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert text.count("| control |") == 7 and "| one |" not in text
+    assert text.endswith("\n\ncontrol: At n_layer=8 the rate 0.003 diverged and was left out.\n")
+
+
+# Its parts ---------------------------------------------------------------------------------------
+
+
+def test_runs_without_scores_are_named_with_their_reason():
+    diverged, unscored = made_up_run(8, 0.003, 1, None), made_up_run(8, 0.001, 0, 25)
+    unscored.analysis = None
+    assert left_out([diverged, unscored]) == [
+        "n_layer=8,learning_rate=0.003,seed=1 (diverged)",
+        "n_layer=8,learning_rate=0.001,seed=0 (not scored)",
+    ]
+
+
+T_OF_TWO = 12.7062 / 2  # half-width over the difference of two values
+INTERVALS = [  # mean, half-width, text
+    (53.445, 0.446, "53.45 ± 0.45"),  # and not 53.5 by way of 53.45
+    (3.0461, 0.0499, "3.046 ± 0.050"),
+    (3.04499, 0.26, "3.04 ± 0.26"),
+    (0.3731, 0.0996, "0.37 ± 0.10"),  # to 0.100, which has three digits
+    (391.7, 137.2, "390 ± 140"),
+    (15204.0, 1234.0, "15200 ± 1200"),
+    (-0.0081, 0.085, "-0.008 ± 0.085"),
+    (2.3e-9, 4.4e-10, "2.3e-09 ± 4.4e-10"),
+    (0.125, 0.0, "0.125 ± 0"),
+]
+
+
+@pytest.mark.parametrize("mean, half, text", INTERVALS)
+def test_means_are_rounded_once_to_the_place_of_their_interval(mean, half, text):
+    apart = half / T_OF_TWO / 2
+    assert with_interval([mean - apart, mean + apart]) == text
+
+
+def test_one_seed_has_no_interval_and_what_is_not_measured_is_a_dash():
+    assert with_interval([1.23456]) == "1.235"
+    assert with_interval([None, None]) == "–"
+
+
+FALLS = next(claim for claim in CLAIMS if claim.metric == "perplexity" and claim.shape == "falls")
+NO_WORSE = next(claim for claim in CLAIMS if claim.shape == "no worse")
+EFFECTS = [
+    (Verdict(FALLS, "", 0.1234, 0.045, 3), "+0.123 (± 0.045, 3 seeds; log perplexity: falls)"),
+    (Verdict(FALLS, "", -2.0, math.inf, 1), "-2 (one seed; log perplexity: falls)"),
+    (Verdict(FALLS, "", math.nan, math.inf, 3), "– (log perplexity: falls)"),
+    (Verdict(NO_WORSE, "", 0.0152, 0.017, 3), "+0.015 (± 0.017, 3 seeds; perplexity: no worse)"),
+    (Verdict(FALLS, "", 0.0, 0.0, 3), "+0 (± 0, 3 seeds; log perplexity: falls)"),
+]
+
+
+@pytest.mark.parametrize("verdict, text", EFFECTS)
+def test_effects_stand_with_their_half_widths(verdict, text):
+    assert effect_text(verdict) == text
+
+
+ONE_RUN = sweep_of([made_up_run(1, 0.001, 0, 20)])
+
+
+# Which sweeps a command line reports --------------------------------------------------------------
+
+
+def test_what_is_not_there_is_one_sentence(tmp_path, refused):
+    message = refused(analyze.main, [tmp_path / "nope1", tmp_path / "nope2"])
+    assert "nope1" in message and "nope2" in message
+
+
+def test_files_without_a_folder_beside_them_are_skipped_and_named(tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(analyze, "analyse_sweep", lambda path, _: asked.append(path) or ONE_RUN)
+    for name in ("depth", "rates", "theory"):
+        (tmp_path / f"{name}.json").touch()
+    (tmp_path / "depth").mkdir()
+    analyze.main([str(path) for path in sorted(tmp_path.glob("*.json"))])
+    assert asked == [tmp_path / "depth.json"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "skipped" in line and "depth.json" not in line
+    assert "rates.json" in line and "theory.json" in line
+
+
+def test_a_command_that_would_skip_everything_is_refused(tmp_path, refused):
+    for name in ("rates.json", "theory.json"):
+        (tmp_path / name).touch()
+    refused(analyze.main, [tmp_path / "rates.json", tmp_path / "theory.json"])
