@@ -277,24 +277,33 @@ class MoE(nn.Module):
         return y if self.shared is None else y + self.shared(x)
 
 
+class Block(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        scale = layer**-0.5 if config.layer_norm_scaling else 1.0
+        self.attention_norm = RMSNorm(config.n_embd, scale)
+        self.attention = CausalSelfAttention(config)
+        self.mlp_norm = RMSNorm(config.n_embd, scale)
+        self.mlp = MoE(config) if config.n_expert else MLP(config.n_embd, config.mlp_hidden)
+
+    def forward(self, x):
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
 def branch_factor(config):
     """CompleteP with exponent 1 (arXiv 2505.01618): L branches together move the stream as far as
     L_base do, so one learning rate serves every depth. 1.0 where it is off."""
     return COMPLETE_P_DEPTH / config.n_layer if config.complete_p else 1.0
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The outer norms are Peri-LN's, which no
-    layer-norm scaling reaches, the factor is CompleteP's: where these are off, no bit changes."""
+class RemediedBlock(Block):
+    """What each branch adds goes through a norm of its own with peri_ln, and is made smaller with
+    complete_p: x + factor * outer_norm(attention(norm(x))), and the same of the other branch."""
 
     def __init__(self, config, layer):
-        super().__init__()
-        scale = layer**-0.5 if config.layer_norm_scaling else 1.0
-        self.attention_norm = RMSNorm(config.n_embd, scale)
-        self.attention = CausalSelfAttention(config)
+        super().__init__(config, layer)
         self.attention_outer_norm = RMSNorm(config.n_embd) if config.peri_ln else nn.Identity()
-        self.mlp_norm = RMSNorm(config.n_embd, scale)
-        self.mlp = MoE(config) if config.n_expert else MLP(config.n_embd, config.mlp_hidden)
         self.mlp_outer_norm = RMSNorm(config.n_embd) if config.peri_ln else nn.Identity()
         self.factor = branch_factor(config)
 
@@ -321,7 +330,8 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = None  # dtype of the residual stream; None: that of the weights
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config, l) for l in range(1, config.n_layer + 1))
+        block = RemediedBlock if config.peri_ln or config.complete_p else Block
+        self.blocks = nn.ModuleList(block(config, l) for l in range(1, config.n_layer + 1))
         self.norm = RMSNorm(config.n_embd)
         self.head = Linear(config.n_embd, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():

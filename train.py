@@ -44,7 +44,7 @@ from data.files import (
     write_text,
 )
 from data.read import load_meta, load_tokens, spread_offsets, take_sequences, training_offsets
-from model import GPT
+from model import GPT, RemediedBlock
 from results.runs import SUMMARY, damaged, finished, load_checkpoint, load_weights, read_log
 from results.runs import load_run as load_run  # README's examples take it from here
 
@@ -409,17 +409,13 @@ def open_block(block, h):
     """Run the stream h (B, T, C) through a block, and look inside: {"attention": what this branch
     adds to the stream, "between": the stream that the other branch reads, "mlp": what that adds,
     "after": the stream behind the block}, (B, T, C) each."""
-    parts = {}
-
-    def keep(branch):  # a later call stands: that of Peri-LN's outer norm
-        return lambda _, x, y: parts.update({branch: block.factor * y})
-
+    parts, attention, mlp, factor = {}, block.attention, block.mlp, 1.0
+    if isinstance(block, RemediedBlock):
+        attention, mlp, factor = block.attention_outer_norm, block.mlp_outer_norm, block.factor
     handles = [
-        block.attention.register_forward_hook(keep("attention")),
-        block.attention_outer_norm.register_forward_hook(keep("attention")),
+        attention.register_forward_hook(lambda _, x, y: parts.update(attention=factor * y)),
         block.mlp_norm.register_forward_pre_hook(lambda _, x: parts.update(between=x[0])),
-        block.mlp.register_forward_hook(keep("mlp")),
-        block.mlp_outer_norm.register_forward_hook(keep("mlp")),
+        mlp.register_forward_hook(lambda _, x, y: parts.update(mlp=factor * y)),
     ]
     try:
         parts["after"] = block(h)

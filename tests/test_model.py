@@ -288,8 +288,9 @@ def remedied_logits(model, idx, embedding_norm, peri_ln, complete_p):
     def norm(x, gain=1.0):
         return x / (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * gain
 
-    def added(branch, outer_norm):
-        branch = norm(branch, outer_norm.weight) if peri_ln else branch
+    def added(branch, block, name):
+        if peri_ln:
+            branch = norm(branch, getattr(block, f"{name}_outer_norm").weight)
         return 4 / len(model.blocks) * branch if complete_p else branch
 
     h = model.embedding.weight[idx]
@@ -297,9 +298,9 @@ def remedied_logits(model, idx, embedding_norm, peri_ln, complete_p):
         h = norm(h)
     for block in model.blocks:
         branch = block.attention(norm(h, block.attention_norm.weight))
-        h = h + added(branch, block.attention_outer_norm)
+        h = h + added(branch, block, "attention")
         branch = block.mlp(norm(h, block.mlp_norm.weight))
-        h = h + added(branch, block.mlp_outer_norm)
+        h = h + added(branch, block, "mlp")
     return norm(h, model.norm.weight) @ model.head.weight.T
 
 
