@@ -719,10 +719,12 @@ def was_scored_as(folder, scored_as):
 
 def whole_passes(config):
     """About how many forward passes over its sequences the scores of a model take: a block swapped
-    with another, greedy removal, and for each block some ten interventions; and the Jacobian, a
-    pass and its gradient for each feature, on few sequences."""
+    with another, greedy removal, and for each block some ten interventions; the Jacobian, a pass
+    and its gradient for each feature, on few sequences; and multiple choice, twice, by four
+    continuations of some hundred tokens."""
     L, C = config.n_layer, config.n_embd
-    return L * L / 3 + L * L / 6 + 5 * L + 20 + 3 * C / JACOBIAN_SHARE
+    choices = 8 * ITEMS_PER_SEQUENCE * min(1, 100 / config.block_size)
+    return L * L / 2 + 5 * L + 20 + 3 * C / JACOBIAN_SHARE + choices
 
 
 def announce(path, folders, n_sequences):
@@ -749,7 +751,7 @@ def announce(path, folders, n_sequences):
         largest = max(largest, 4 * (held + few.count_parameters()))
     say(
         f"{path}: scoring {len(folders)} runs on {n_sequences} sequences each takes about "
-        f"{duration(total)} and {largest / 2**30:.1f} GiB here"
+        f"{duration(total)} and {max(0.1, largest / 2**30):.1f} GiB here"
     )
 
 
