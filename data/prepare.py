@@ -60,6 +60,9 @@ CONTEXT_WORDS = 32
 CONTINUATION_WORDS = 8
 MAX_CHOICES = 2000
 
+# First bytes of a name's hash, of 256, below which a document is held out, or used at all.
+PYCODE_HELD_OUT = 20
+BOOKS_HELD_OUT, BOOKS_IN_USE = 4, 160
 LARGEST_BOOK = 2_000_000  # bytes
 BOOKS_URL = (
     "https://github.com/mlschmitt/classic-books-markdown/archive/"
@@ -301,7 +304,7 @@ def pycode():
         if not left_out & set(name.parts):
             text = path.read_text(encoding="utf-8", errors="replace")
             documents.append((name.as_posix(), text))
-    return split_by_name(documents, lambda name: first_byte(name) < 20, root)
+    return split_by_name(documents, lambda name: first_byte(name) < PYCODE_HELD_OUT, root)
 
 
 def books(archive):
@@ -312,7 +315,7 @@ def books(archive):
     with opened_archive(archive) as tar:
         for member in tqdm(tar, desc="reading", unit=" files", disable=None):
             name = member.name.split("/", 1)[-1]  # without the archive's top folder
-            if is_book(member, name) and first_byte(name) < 160:
+            if is_book(member, name) and first_byte(name) < BOOKS_IN_USE:
                 contents[name] = tar.extractfile(member).read()
     if (found := summary_of(contents)) != BOOKS:
         raise BadInput(
@@ -320,7 +323,7 @@ def books(archive):
             f"(but {found}, instead of {BOOKS}): delete it and download it again"
         )
     documents = [(name, contents[name].decode(errors="replace")) for name in sorted(contents)]
-    return split_by_name(documents, lambda name: first_byte(name) < 4, archive)
+    return split_by_name(documents, lambda name: first_byte(name) < BOOKS_HELD_OUT, archive)
 
 
 def summary_of(contents):

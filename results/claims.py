@@ -351,14 +351,14 @@ def relative_change(table):
 
 
 def gain_over_first_two(table):
-    return surest(min, table[-1], table[:2])
+    return least_gain(table[-1], table[:2])
 
 
 def gain_of_best_inner_point(table):
     if len(table) < 3:
         return math.nan, math.inf
     inner, level = table[1:-1], level_for(table)
-    gains = [surest(min, point, table[[0, -1]], level) for point in inner]
+    gains = [least_gain(point, table[[0, -1]], level) for point in inner]
     return max(gains, key=lower_bound)
 
 
@@ -367,14 +367,14 @@ def an_end_is_best(table):
     if len(table) < 3:
         return False
     inner, level = table[1:-1], level_for(table)
-    gains = [surest(min, end, inner, level) for end in table[[0, -1]]]
+    gains = [least_gain(end, inner, level) for end in table[[0, -1]]]
     return any(mean > half for mean, half in gains)
 
 
-def surest(choose, point, others, level=LEVEL):
-    """Gains (mean, half-width) of a point, its seeds in a row, over others; of these the one that
-    choose (min or max) takes by its lower bound."""
-    return choose((interval(point - other, level) for other in others), key=lower_bound)
+def least_gain(point, others, level=LEVEL):
+    """Gains (mean, half-width) of a point, its seeds in a row, over others; of these the one with
+    the lowest lower bound."""
+    return min((interval(point - other, level) for other in others), key=lower_bound)
 
 
 def lower_bound(effect):

@@ -87,9 +87,9 @@ def styles(labels, depths=None):
     labels = list(labels)
     ranks, last = range(len(labels)), max(1, len(labels) - 1)
     if depths and None not in depths:
-        of_depths = [round(2 * np.log2(depth)) - 2 for depth in depths]  # 2 blocks: 0, 32: 8
+        of_depths = [round(2 * np.log2(depth / 2)) for depth in depths]  # half octaves above 2
         if len(set(of_depths)) == len(labels):
-            ranks, last = of_depths, 8
+            ranks, last = of_depths, 8  # 32 blocks are the lightest
     elif len(labels) > FEW:
         return {label: style_of_many(rank) for label, rank in zip(labels, ranks, strict=True)}
     return {
