@@ -171,6 +171,8 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
     "Tasks, with their controls": {
         "choices after another item's context": entry("choices", "control"),
         "share of contexts cut": entry("choices", "cut"),
+        "own items (--task)": entry("task", "accuracy"),
+        "own items after another's context": entry("task", "control"),
         "BLiMP": entry("blimp", "accuracy"),
         "its error over paradigms": entry("blimp", "standard_error"),
     },

@@ -148,6 +148,12 @@ def test_all_sweeps_have_one_figure_and_one_table_of_claims(analysed):
     picture(analysed / "out/joint.png")
 
 
+def test_tasks_stand_in_the_report_with_their_controls(analysed):
+    report = (analysed / "out/sweep/report.md").read_text(encoding="utf-8")
+    for column in ("own items (--task)", "own items after another's context", "BLiMP"):
+        assert f"| {column} " in report
+
+
 def test_every_run_has_its_scores(analysed):
     path = analysed / "out/sweep/n_layer=3,seed=1/analysis.json"
     analysis = json.loads(path.read_text())
