@@ -46,7 +46,15 @@ from data.read import (
 from downstream import choice_accuracy, minimal_pairs
 from model import GPT
 from results.report import report_all, report_sweep
-from results.runs import SUMMARY, configs_of, load_run, publish_runs, read_runs, restore_runs
+from results.runs import (
+    SUMMARY,
+    configs_of,
+    load_run,
+    publish_runs,
+    read_runs,
+    refuse_other_code,
+    restore_runs,
+)
 from results.scores import (
     causal_changes,
     derived,
@@ -64,7 +72,15 @@ from results.scores import (
 )
 from results.tables import write_tables
 from sparsity import TINY, densities, predict_variance
-from train import choose_hardware, duration, fast, fingerprint, open_block, variance_of
+from train import (
+    choose_hardware,
+    duration,
+    fast,
+    fingerprint,
+    memory_said,
+    open_block,
+    variance_of,
+)
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
@@ -73,7 +89,17 @@ CPU_SEQUENCES = 16
 # The files whose change makes scores others.
 SCORED_BY = [
     Path(__file__).parent / name
-    for name in ("analyze.py", "model.py", "train.py", "sparsity.py", "results/scores.py")
+    for name in (
+        "analyze.py",
+        "downstream.py",
+        "sparsity.py",
+        "train.py",
+        "model.py",
+        "fast.py",
+        "data/read.py",
+        "data/prepare.py",
+        "results/scores.py",
+    )
 ]
 JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
 DENSITY_SEQUENCES = 16
@@ -641,18 +667,28 @@ def score_tasks(model, config, n_items, task=None, blimp=None):
     return entries
 
 
-def analyse_run(folder, n_sequences, task=None, blimp=None, old_code=False, again=False):
-    """Score a finished run and write its analysis.json, where is_to_be_scored says so. Raises
-    BadInput where data or code are not those that it was trained with (old_code: the present code
-    scores it all the same, which the report says)."""
+def scoring_of(folder, n_sequences, tasks=(), old_code=False, again=False):
+    """The entries of analysis.json that say what scores a finished run, or None where nothing is to
+    do: it diverged, or has no weights any more, as a restored one, or is scored just so (again:
+    then, too, it is to do). Raises BadInput where data or code are not those that it was trained
+    with (old_code: the present code scores it all the same, which the report says)."""
+    diverged = read_json(folder / "summary.json", SUMMARY)["diverged"]
+    if diverged or not (folder / "ckpt.pt").exists():
+        return None
     model_config, config, written = described(folder)
     code = fingerprint(Point(model_config, config, sweep={}))
     refuse_other_data(folder, written, config)
     if not old_code:
-        refuse_other_code(folder, written, code)
-    scored_as = identity_of_scores(folder, config, n_sequences, [task, blimp])
+        or_else = ", or give --old_code to score it by the present code"
+        refuse_other_code(folder, written, code, or_else)
+    scored_as = identity_of_scores(folder, config, n_sequences, tasks)
     if not again and was_scored_as(folder, scored_as):
-        return
+        return None
+    return {"code": code, "scored_as": scored_as}
+
+
+def analyse_run(folder, n_sequences, scored_by, task=None, blimp=None):
+    """Score a finished run and write its analysis.json; scored_by: what scoring_of returned."""
     started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
     model, config = load_run(folder, device)
     model = fast.with_sorted_experts(model) if fast else model
@@ -663,16 +699,9 @@ def analyse_run(folder, n_sequences, task=None, blimp=None, old_code=False, agai
         "seconds": time.perf_counter() - started,
         "torch": torch.__version__,
         "device": str(device),
-        "code": code,
-        "scored_as": scored_as,
+        **scored_by,
     }
     write_json(folder / "analysis.json", analysis)
-
-
-def is_to_be_scored(folder):
-    """A diverged run has nothing to score; a restored one, without its weights, has its scores."""
-    diverged = read_json(folder / "summary.json", SUMMARY)["diverged"]
-    return not diverged and (folder / "ckpt.pt").exists()
 
 
 def described(folder):
@@ -691,20 +720,12 @@ def refuse_other_data(folder, written, config):
         )
 
 
-def refuse_other_code(folder, written, code):
-    if written.get("code", code) != code:
-        raise BadInput(
-            f"{folder} was trained by other code: after two small steps its loss and gradient norm "
-            f"were {written['code']}, and are {code} now; train anew in another --out_dir, or give "
-            "--old_code to score it by the present code"
-        )
-
-
 def identity_of_scores(folder, config, n_sequences, tasks):
     """What scores follow from: weights, data, sequences, and the text of the code that scores."""
     digest = hashlib.sha256()
     for path in [folder / "ckpt.pt", *SCORED_BY, *filter(None, tasks)]:
-        digest.update(path.read_bytes())
+        if path not in SCORED_BY or path.exists():  # fast.py may be deleted
+            digest.update(path.read_bytes())
     digest.update(f"{load_meta(config.dataset)['sha256']} {n_sequences}".encode())
     return digest.hexdigest()
 
@@ -744,7 +765,8 @@ def announce(path, folders, n_sequences):
     total, largest = 0.0, 0.0
     for folder in folders:
         of_run = described(folder)[0]
-        few = GPT(of_run)
+        with torch.device("meta"):  # counts alone
+            few = GPT(of_run)
         n_tokens = n_sequences * min(of_run.block_size, idx.shape[1])
         total += whole_passes(of_run) * n_tokens * few.flops_per_token() * per_operation
         held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(of_run))
@@ -760,26 +782,37 @@ def announce(path, folders, n_sequences):
 
 def analyse_sweep(path, arguments):
     """Scores, figures and report of one sweep's folder or published file; returns its Sweep."""
-    folders = sorted(file.parent for file in path.glob("*/summary.json"))
-    folders = [folder for folder in folders if is_to_be_scored(folder)]
     n_sequences = arguments.sequences or default_sequences()
-    announce(path, folders, n_sequences)
-    for folder in tqdm(folders, desc=path.name, unit="run", disable=None, leave=False):
-        analyse_run(
-            folder,
-            n_sequences,
-            task=arguments.task,
-            blimp=arguments.blimp,
-            old_code=arguments.old_code,
-            again=arguments.again,
-        )
+    score_sweep(path, n_sequences, arguments)
     runs = read_runs(path)
-    target = path.with_suffix("") if path.suffix == ".json" else path
+    target = path.with_name(name_of(path))
     if arguments.publish and runs:
-        target = arguments.publish / path.stem
-        publish_runs(runs, target.with_suffix(".json"))
-        runs = read_runs(target.with_suffix(".json"))
+        target = arguments.publish / name_of(path)
+        published = target.with_name(f"{target.name}.json")
+        publish_runs(runs, published)
+        runs = read_runs(published)
     return report_sweep(runs, target)
+
+
+def score_sweep(path, n_sequences, arguments):
+    """All runs are looked at before the first is scored."""
+    tasks = [arguments.task, arguments.blimp]
+    to_do = {}
+    for folder in sorted(file.parent for file in path.glob("*/summary.json")):
+        scored_by = scoring_of(folder, n_sequences, tasks, arguments.old_code, arguments.again)
+        if scored_by is not None:
+            to_do[folder] = scored_by
+    announce(path, list(to_do), n_sequences)
+    for folder, scored_by in tqdm(
+        to_do.items(), desc=path.name, unit="run", disable=None, leave=False
+    ):
+        with memory_said(f"scoring {folder}"):
+            analyse_run(folder, n_sequences, scored_by, *tasks)
+
+
+def name_of(path):
+    """A sweep's: of out/depth and of results/depth.json it is "depth"."""
+    return path.stem if path.suffix == ".json" else path.name
 
 
 def default_sequences():
@@ -788,17 +821,32 @@ def default_sequences():
     return CPU_SEQUENCES if on_cpu else SEQUENCES
 
 
+def sweeps_of(paths):
+    """Of several paths, such as out/* or results/*.json, those with finished runs in them or with a
+    sweep's figures beside them; a line says which are left out. One alone is taken as it is. Raises
+    BadInput where none is left, one does not exist, or two have one name."""
+    if absent := [str(path) for path in paths if not path.exists()]:
+        raise BadInput(f"there is no {', no '.join(absent)}: train one first, with python train.py")
+    if len(paths) == 1:
+        return paths
+    sweeps = [
+        path
+        for path in paths
+        if any(path.glob("*/summary.json")) or (path.is_file() and path.with_suffix("").is_dir())
+    ]
+    if skipped := [str(path) for path in paths if path not in sweeps]:
+        say(f"skipped, without finished runs, or figures beside them: {', '.join(skipped)}")
+    if not sweeps:
+        raise BadInput("nothing is left of these: name one alone, and it gets its folder")
+    names = [name_of(path) for path in sweeps]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise BadInput(f"two sweeps are called {min(twice)}: analyze them one at a time")
+    return sweeps
+
+
 def analyse_sweeps(arguments):
     refuse_dashes(arguments)
-    sweeps = arguments.sweeps
-    if absent := [str(path) for path in sweeps if not path.exists()]:
-        raise BadInput(f"there is no {', no '.join(absent)}: train one first, with python train.py")
-    if len(sweeps) > 1:  # of results/*.json, the files that have a sweep's figures beside them
-        sweeps = [path for path in sweeps if path.is_dir() or path.with_suffix("").is_dir()]
-        if skipped := [str(path) for path in arguments.sweeps if path not in sweeps]:
-            say(f"skipped, as no folder of figures stands beside: {', '.join(skipped)}")
-        if not sweeps:
-            raise BadInput("nothing is left of these files: name one alone, and it gets its folder")
+    sweeps = sweeps_of(arguments.sweeps)
     if arguments.restore:
         for path in sweeps:
             restore_runs(path, arguments.restore)
@@ -808,7 +856,7 @@ def analyse_sweeps(arguments):
         sweep = analyse_sweep(path, arguments)
         # One seed is a demonstration, no result to set beside others.
         if max(len(runs) for runs in sweep.points.values()) > 1:
-            reported[path.stem] = sweep
+            reported[name_of(path)] = sweep
     if len(reported) > 1:
         folder = arguments.publish or sweeps[0].parent
         report_all(reported, folder)

@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -124,10 +124,11 @@ def train(folder, point, bar_position=0):
     return its summary. Raises BadInput where data, folder and options do not fit, or where another
     process trains it."""
     identity = identity_of(point)
-    if finished(folder, identity):
-        return read_json(folder / "summary.json", SUMMARY)
+    finished(folder, identity)  # before a folder is made: what is refused leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
+        if finished(folder, identity):
+            return read_json(folder / "summary.json", SUMMARY)
         write_json(folder / "config.json", {**identity, "sweep": point.sweep})
         return train_in(folder, point, bar_position)
 
@@ -141,15 +142,16 @@ def train_in(folder, point, bar_position):
     update = make_update(model, optimizer, tokens["train"], config, hardware)
     began = time.perf_counter() - seconds  # as if there had been no stop
     diverged = not is_finite(log[-1])
-    lines = run_steps(update, model, log, tokens["val"], config, folder.name, bar_position)
-    for line in [] if diverged else lines:
-        diverged = not is_finite(line)
-        if diverged:
-            break
-        log.append(line)
-        append_line(folder / "log.jsonl", json.dumps(line))
-        if is_checkpoint(line, config):
-            save_checkpoint(folder, model, optimizer, line["step"], time.perf_counter() - began)
+    if not diverged:
+        for line in run_steps(update, model, log, tokens["val"], config, folder.name, bar_position):
+            diverged = not is_finite(line)
+            if diverged:
+                break
+            log.append(line)
+            append_line(folder / "log.jsonl", json.dumps(line))
+            if is_checkpoint(line, config):
+                seconds = time.perf_counter() - began
+                save_checkpoint(folder, model, optimizer, line["step"], seconds)
     summary = summarise(log, model, time.perf_counter() - began, diverged)
     write_json(folder / "summary.json", summary)
     return summary
@@ -169,9 +171,9 @@ def identity_of(point):
 
 
 def fingerprint(point):
-    """What the code does, in numbers: loss and gradient norm after two steps of a small copy of
-    the point's model, in float64 on the CPU. Comments, form and toggles that are off do not change
-    it; a factor of 2 before a branch does."""
+    """What the code does, in numbers: loss and gradient norm of the third step of a small copy of
+    the point's model, and its validation after that, in float64 on the CPU. Comments, form and
+    toggles that are off do not change it; a factor of 2 before a branch does."""
     model_config, config = small_copy(point)
     tokens = np.random.default_rng(0).integers(model_config.vocab_size, size=1000)
     dtype = torch.get_default_dtype()
@@ -183,20 +185,31 @@ def fingerprint(point):
             update = make_update(model, optimizer, tokens.astype(np.uint16), config, hardware)
             for step in range(3):
                 loss, gradient_norm = update(step)
+            validated = evaluate(model, tokens.astype(np.uint16), config)
         finally:
             torch.set_default_dtype(dtype)
-    return f"loss {loss.item():.6g}, gradient norm {gradient_norm.item():.6g}"
+    numbers = {
+        "loss": loss.item(),
+        "gradient norm": gradient_norm.item(),
+        "validation": validated["val_loss"],
+        "variance": validated["variance"][-1],
+    }
+    return ", ".join(f"{name} {number:.6g}" for name, number in numbers.items())
 
 
 def small_copy(point):
-    """The point's configs with two narrow blocks, short sequences and few steps; each toggle, and
-    how a batch is cut, as they are."""
+    """The point's configs with two narrow blocks, few heads, short sequences and few steps; each
+    toggle, and how a batch is cut, as they are."""
     model, config = point.model, point.training
+    n_sharing = min(8, model.n_head // model.n_kv_head)
+    n_kv_head = min(model.n_kv_head, 8 // n_sharing)
     n_expert = min(model.n_expert, max(4, model.n_expert_active))
     small_model = replace(
         model,
         n_layer=2,
-        n_embd=8 * model.n_head,
+        n_head=n_kv_head * n_sharing,
+        n_kv_head=n_kv_head,
+        n_embd=8 * n_kv_head * n_sharing,
         mlp_hidden=32,
         expert_hidden=8,
         n_expert=n_expert,
@@ -214,6 +227,7 @@ def small_copy(point):
         gradient_accumulation_steps=n_parts,
         warmup_iters=1,
         max_iters=4,
+        eval_tokens=64,
         seed=0,
     )
     return small_model, small_config
@@ -264,8 +278,8 @@ def resume_or_start(folder, model, optimizer, val_tokens, config):
     else:
         log = [{"step": 0, "tokens": 0, **evaluate(model, val_tokens, config)}]
         seconds = 0.0
-    if is_finite(log[-1]):
-        write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    written = [json.dumps(line) + "\n" for line in log if is_finite(line)]
+    write_text(folder / "log.jsonl", "".join(written))
     return log, seconds
 
 
@@ -448,7 +462,9 @@ def choose_hardware(config):
         local_rank = from_environment("LOCAL_RANK", 0)  # torchrun's
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.empty(0, device=name).device  # only an allocation shows that it is there
+        probe = torch.zeros(1, device=name)
+        probe.item()  # only use shows that a device is there
+        device = probe.device
     except (RuntimeError, AssertionError) as error:
         why = reason(error).split(". ")[0][:100]
         raise BadInput(f"device = {config.device} cannot be used here ({why})") from None
@@ -695,8 +711,11 @@ def parse_arguments(argv):
 def run_sweep(path, overrides, only_time):
     points = load_points(path, overrides)
     check_name(path.stem, "the config")
+    for name, point in points.items():
+        refuse_too_large(name, point, choose_hardware(point.training).device)
     if only_time:
-        bench(points)
+        with memory_said("the bench"):
+            bench(points)
         return
     rank, world_size = from_environment("RANK", 0), from_environment("WORLD_SIZE", 1)
     folders = {name: Path(p.training.out_dir) / path.stem / name for name, p in points.items()}
@@ -707,30 +726,33 @@ def run_sweep(path, overrides, only_time):
         print(note, file=sys.stderr)
     hidden = True if rank else None  # one process draws
     for name, point in tqdm(mine, desc=path.stem, unit="run", disable=hidden, leave=False):
-        summary = train_or_say_why(folders[name], point, bar_position=None if rank else 1)
+        with memory_said(name):
+            summary = train(folders[name], point, bar_position=None if rank else 1)
         say(f"{name}  {result_line(summary)}  {summary['seconds']:.0f} s")
 
 
 def check_points(points, folders):
     """Raises BadInput for the first point that cannot be trained, before any of them is."""
     for name, point in points.items():
-        refuse_too_large(name, point, choose_hardware(point.training).device)
         finished(folders[name], identity_of(point))
 
 
-def train_or_say_why(folder, point, bar_position):
-    """train; raises BadInput where memory runs out."""
+@contextmanager
+def memory_said(what):
+    """Raises BadInput where memory runs out in the work inside."""
     try:
-        return train(folder, point, bar_position)
+        yield
     except torch.OutOfMemoryError:
         where = "GPU memory"
     except RuntimeError as error:
         if "alloc" not in str(error):
             raise
         where = "memory"
+    else:
+        return
     raise BadInput(
-        f"{folder.name} is out of {where}: halve batch_size and double "
-        "gradient_accumulation_steps, which gives the same result, but for experts' balance"
+        f"{what} is out of {where}: halve batch_size and double gradient_accumulation_steps, which "
+        "gives the same result, but for experts' balance"
     )
 
 

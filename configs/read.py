@@ -19,6 +19,9 @@ from model import GPTConfig, refuse, refuse_outside
 # What may differ when a run is resumed: where it goes, and how it gets there.
 WHERE_NOT_WHAT = ("out_dir", "device", "dtype", "compile", "checkpoint_interval")
 
+# How a run is validated, which is no part of what it is; older runs have eval_iters.
+MEASURED_BY = ("eval_tokens", "eval_iters")
+
 
 @dataclass
 class TrainConfig:

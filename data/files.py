@@ -98,6 +98,12 @@ class Number(NamedTuple):
     most: float = math.inf
 
 
+class Maybe(NamedTuple):
+    """The value of a key that may be missing."""
+
+    wanted: object
+
+
 def read_text(path):
     """A text file that a person may have written, without the byte-order mark of some editors."""
     try:
@@ -139,7 +145,8 @@ def parse_json(text, wanted, source):
 def fault_of(value, wanted, field="the content"):
     """Why a value is not as wanted, such as "tokens.train = -1 must be a whole number of at least
     1"; None where it is. wanted: a type; a Number; {key: wanted}, where other keys are welcome;
-    [wanted], of every item of a list; or several of these in a tuple, of which one must fit."""
+    [wanted], of every item of a list; or several of these in a tuple, of which one must fit. A key
+    whose value is a Maybe can be missing."""
     if isinstance(wanted, Number):
         return fault_of_number(value, wanted, field)
     if isinstance(wanted, tuple):
@@ -162,6 +169,10 @@ def fault_of_object(value, wanted, field):
         return f"{field} must be an object, not {shortened(value)}"
     for key, of_key in wanted.items():
         name = key if field == "the content" else f"{field}.{key}"
+        if isinstance(of_key, Maybe):
+            if key not in value:
+                continue
+            of_key = of_key.wanted
         if key not in value:
             return f"{name} is missing"
         if fault := fault_of(value[key], of_key, name):
@@ -248,7 +259,8 @@ def append_line(path, text):
 @contextmanager
 def locked(folder):
     """Work in a folder alone. Raises BadInput where another process does; its death, of any kind,
-    frees the folder. (Windows has no such locks; there, two at once are not noticed.)"""
+    frees the folder. (Windows and some network file systems have no such locks; there, two at once
+    are not noticed.)"""
     if fcntl is None:
         yield
         return
@@ -256,8 +268,11 @@ def locked(folder):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(file)
         raise BadInput(f"{folder} is in use by another process: wait for it, or stop it") from None
-    else:
+    except OSError:
+        pass  # some network file systems have no such locks, either
+    try:
         yield
     finally:
         os.close(file)

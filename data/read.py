@@ -1,5 +1,6 @@
 """What data/prepare.py wrote, as token ids: for training, for validation, for the instruments."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,19 @@ def load_tokens(dataset, split, model_config):
             f"{path} has {n_tokens:,} tokens, too few for block_size = {model_config.block_size}"
         )
     tokens = np.memmap(path, dtype=np.uint16, mode="c")  # never written, though torch asks for it
-    if tokens.max() >= meta["vocab_size"]:
+    largest = largest_token(path, path.stat().st_mtime_ns, n_tokens)
+    if largest >= meta["vocab_size"]:
         raise BadInput(
-            f"{path} holds token {tokens.max()}, where meta.json promises {meta['vocab_size']} "
+            f"{path} holds token {largest}, where meta.json promises {meta['vocab_size']} "
             f"tokens from 0: prepare data/{dataset} again"
         )
     return tokens
+
+
+@lru_cache
+def largest_token(path, changed, n_tokens):
+    """Read once, however often a file is asked for; changed: its time, n_tokens: its size."""
+    return int(np.memmap(path, dtype=np.uint16, mode="r").max())
 
 
 def take_sequences(tokens, offsets, block_size, device):
@@ -125,7 +133,7 @@ def load_items(path):
     items = []
     for number, item in read_json_lines(path, ITEM):
         texts = [item["context"], *item["choices"]]
-        if not all(texts) or item["answer"] >= len(item["choices"]):
+        if not all(text.strip() for text in texts) or item["answer"] >= len(item["choices"]):
             raise BadInput(
                 f"{path}, line {number}: context and choices must hold text, "
                 "and answer must be the index of a choice, from 0"

@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs.read import WHERE_NOT_WHAT
+from configs.read import MEASURED_BY, WHERE_NOT_WHAT
 from model import NORM_EPS, GPTConfig, mask_density
 
 LEVEL = 0.95  # of every interval
@@ -451,7 +451,7 @@ RATES = {"learning_rate", "min_lr"}
 def varying_options(runs):
     """The entries of config.json that differ among runs and say what a run is, but for the seed."""
     configs = [run.config for run in runs]
-    ignored = {"seed", "sweep", "code", *WHERE_NOT_WHAT}
+    ignored = {"seed", "sweep", "code", *WHERE_NOT_WHAT, *MEASURED_BY}
     return {
         option
         for option in set().union(*configs) - ignored

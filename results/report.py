@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from configs.read import MEASURED_BY
 from data.files import BadInput, say, write_text
 from results.claims import (
     CLAIMS,
@@ -118,6 +119,8 @@ def sentences(sweep):
         "Usefulness and N_eff are with the linear maps fitted on other sequences.",
         f"Training took {cost}.",
     ]
+    if len({validated_by(run) for run in runs}) > 1:
+        said.append("Runs were validated on different tokens: perplexities compare in part only.")
     others = [run.name for run in runs if by_other_code(run)]
     if others:
         said.append(f"Scored by other code than that which trained them: {', '.join(others)}.")
@@ -152,6 +155,10 @@ def left_out(absent):
     return [
         f"{run.name} ({'diverged' if run.summary['diverged'] else 'not scored'})" for run in absent
     ]
+
+
+def validated_by(run):
+    return tuple(run.config.get(name) for name in MEASURED_BY)
 
 
 def by_other_code(run):

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 
-from configs.read import OPTIONS, WHERE_NOT_WHAT, as_text, build_configs, check_option
+from configs.read import MEASURED_BY, OPTIONS, WHERE_NOT_WHAT, as_text, build_configs, check_option
 from data.files import (
     BadInput,
+    Maybe,
     Number,
     check_name,
     fault_of,
@@ -52,6 +53,14 @@ SUMMARY = {
     "last_layer_variance": (Number(), NONE),
     "torch": str,
     "device": str,
+    "params": Number(int, 0),
+    "active_params": Number(int, 0),
+}
+SWEEP = {
+    "point": (str, NONE),
+    "rung": (Number(int), NONE),
+    "place": Number(int, 0),
+    "options": [str],
 }
 LOGGED = {"step": Number(int, 0), "tokens": Number(int, 0)}
 VALIDATED = {**LOGGED, "val_loss": Number(), "variance": NUMBERS}
@@ -84,8 +93,21 @@ ANALYSIS = {
         "key_value": Number(),
         "expert": Number(),
     },
+    # Older runs lack some of these.
+    "choices": Maybe({"accuracy": Number()}),
+    "task": Maybe({"accuracy": Number()}),
+    "blimp": Maybe({"accuracy": Number()}),
+    "size": Maybe({"attention": NUMBERS, "mlp": NUMBERS, "block": NUMBERS}),
+    "cosine": Maybe({"attention": NUMBERS, "mlp": NUMBERS, "block": NUMBERS}),
+    "growth": Maybe(dict),
+    "updates": Maybe(dict),
+    "linear_use": Maybe(dict),
+    "removal_use": Maybe(dict),
+    "standard_errors": Maybe(dict),
+    "text": Maybe({"passes": Number(), "by_position": NUMBERS, "positions_read": NUMBERS}),
 }
 # How many numbers, or rows, an entry holds beyond the number of blocks.
+MEASURED = ("val_loss", "perplexity", "last_layer_variance")  # but where a run diverged
 LENGTHS = {
     ("variance", "residual"): 1,
     ("variance", "attention"): 0,
@@ -186,9 +208,11 @@ def finished(folder, identity):
     path = folder / "config.json"
     if not path.exists():
         return False
-    was = {"code": identity["code"], **read_json(path, dict)}
+    written = read_json(path, dict)
+    was = {**defaults_of(written), "code": identity["code"], **written}
     not_compared = {*WHERE_NOT_WHAT, "sweep", "code"}
-    was = {**DEFAULTS, **was}  # an option that did not exist yet was at its default
+    if "eval_iters" in written:
+        not_compared |= set(MEASURED_BY)
     changed = [
         f"{name} was {was.get(name)}, now {value}"
         for name, value in identity.items()
@@ -199,12 +223,17 @@ def finished(folder, identity):
             f"{folder} holds a run of another config ({'; '.join(changed)}): delete it, "
             "or set --out_dir"
         )
-    if was["code"] != identity["code"]:
-        raise BadInput(
-            f"{folder} was trained by other code: after two small steps its loss and gradient norm "
-            f"were {was['code']}, and are {identity['code']} now; train anew in another --out_dir"
-        )
+    refuse_other_code(folder, written, identity["code"])
     return (folder / "summary.json").exists()
+
+
+def refuse_other_code(folder, written, code, or_else=""):
+    """Raises BadInput where a config.json says that other code trained; older ones do not say."""
+    if written.get("code", code) != code:
+        raise BadInput(
+            f"{folder} was trained by other code: two small steps and a validation came to "
+            f"{written['code']}, and come to {code} now; train anew in another --out_dir{or_else}"
+        )
 
 
 # All runs of a sweep -----------------------------------------------------------------------------
@@ -270,13 +299,20 @@ def sweep_from_name(name, places):
     }
 
 
+def defaults_of(written):
+    """Of options that config.json is too old to have. A run with eval_iters has no eval_tokens."""
+    if "eval_iters" in written:
+        return {name: default for name, default in DEFAULTS.items() if name not in MEASURED_BY}
+    return DEFAULTS
+
+
 def completed(runs):
     """The runs; older ones are told what their sweep varies, which config.json did not yet say, are
     given the defaults of options that did not exist yet, and those scores that follow from what
     their analysis.json holds."""
     places = {}
     for run in runs:
-        run.config = {**DEFAULTS, **run.config}
+        run.config = {**defaults_of(run.config), **run.config}
         if "sweep" not in run.config:
             run.config = {**run.config, "sweep": sweep_from_name(run.name, places)}
         if run.analysis is not None:
@@ -318,6 +354,13 @@ def check_config(run, source):
     """The run. Raises BadInput, naming the source, where its config cannot be, or its scores are
     those of another number of blocks."""
     model_config, _ = configs_of(run.config, f"{source}, config.json")
+    varied = run.config.get("sweep", {"point": None, "rung": None, "place": 0, "options": []})
+    if fault := fault_of(varied, SWEEP, "sweep"):
+        raise BadInput(f"{source}, config.json: {fault}")
+    if unknown := set(varied["options"]) - OPTIONS.keys():
+        raise BadInput(f"{source}, config.json: sweep.options names {min(unknown)}, no option")
+    if not run.summary["diverged"] and None in (run.summary[name] for name in MEASURED):
+        raise BadInput(f"{source}, summary.json: a run that did not diverge must have its losses")
     if run.analysis is None:
         return run
     for keys, more in LENGTHS.items():
@@ -330,6 +373,10 @@ def check_config(run, source):
             raise BadInput(
                 f"{source}, analysis.json: {name} has {len(values)} entries, where {wanted} belong"
             )
+        rows = {len(row) for row in values if isinstance(row, list)}
+        if rows - {wanted}:
+            name = ".".join(keys)
+            raise BadInput(f"{source}, analysis.json: rows of {name} must have {wanted} entries")
     return run
 
 
@@ -387,15 +434,16 @@ def rounded(numbers, digits=DIGITS):
 def restore_runs(path, folder):
     """Run folders, without weights, from a published file: train.py takes their runs for finished
     and goes on with others. A run that was never scored cannot be without its weights, so it is
-    left to be trained again. Raises BadInput where a folder exists already."""
+    left to be trained again. Raises BadInput, before it writes, where one of them is there already;
+    what an interrupted restoring left is written anew."""
     check_name(path.stem, "the sweep")
-    for run in read_runs(path):
-        if run.analysis is None and not run.summary["diverged"]:
-            continue
-        target = folder / path.stem / run.name
-        if target.exists():
+    runs = [run for run in read_runs(path) if run.analysis or run.summary["diverged"]]
+    targets = [folder / path.stem / run.name for run in runs]
+    for target in targets:
+        if (target / "summary.json").exists() or (target / "ckpt.pt").exists():
             raise BadInput(f"{target} exists already: delete it, or restore into another folder")
-        target.mkdir(parents=True)
+    for run, target in zip(runs, targets, strict=True):
+        target.mkdir(parents=True, exist_ok=True)
         write_text(target / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
         for name in ("config", "analysis", "summary"):  # the last one makes it a finished run
             write_json(target / f"{name}.json", getattr(run, name))

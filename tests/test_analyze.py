@@ -1,8 +1,10 @@
 """analyze.py: every score against a slow oracle written from its definition, and models whose
 answer is known."""
 
+import ast
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 import analyze
 import train
 from configs.read import TrainConfig
-from conftest import TOGGLES, as_if_trained, each_toggle
+from conftest import REPOSITORY, TOGGLES, as_if_trained, each_toggle
 from model import GPT, GPTConfig
 from results import scores
 
@@ -742,3 +744,57 @@ def test_an_unknown_order_of_removal_is_refused():
     idx, targets = data()
     with pytest.raises(ValueError, match="must be last, least or greedy"):
         analyze.cumulative_pruning(build(), idx, targets, "lest", ratios=torch.ones(3))
+
+
+def test_what_scores_follow_from_is_all_that_analysis_imports():
+    """But for what writes, judges and draws them."""
+    imported, waiting = set(), ["analyze"]
+    while waiting:
+        module = waiting.pop()
+        if module not in imported:
+            imported.add(module)
+            tree = ast.parse((REPOSITORY / f"{module.replace('.', '/')}.py").read_text("utf-8"))
+            nodes = [
+                node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import)
+            ]
+            for node in nodes:
+                names = [node.module] if isinstance(node, ast.ImportFrom) else []
+                names += [alias.name for alias in node.names] if not names else []
+                waiting += [n for n in names if (REPOSITORY / f"{n.replace('.', '/')}.py").exists()]
+    others = {"configs.read", "data.files"} | {
+        f"results.{name}" for name in ("runs", "claims", "figures", "report", "tables")
+    }
+    files = {REPOSITORY / f"{module.replace('.', '/')}.py" for module in imported - others}
+    assert files <= set(analyze.SCORED_BY)
+
+
+def test_of_several_folders_those_without_runs_are_skipped(trained, capsys):
+    sweep, _ = trained
+    (sweep.parent / "empty").mkdir()
+    capsys.readouterr()
+    analyze.main([str(sweep), str(sweep.parent / "empty"), "--sequences", "2"])
+    out = capsys.readouterr().out
+    assert "skipped" in out and "empty" in out and (sweep / "report.md").exists()
+
+
+def test_two_sweeps_of_one_name_are_refused(trained, refused):
+    sweep, _ = trained
+    shutil.copytree(sweep, sweep.parent / "other/small")
+    message = refused(analyze.main, [sweep, sweep.parent / "other/small"])
+    assert "two sweeps are called small" in message
+
+
+def test_a_name_with_a_dot_stays_whole(trained, tmp_path):
+    sweep, _ = trained
+    sweep.rename(sweep.with_name("w0.25"))
+    published = tmp_path / "published"
+    analyze.main([str(sweep.with_name("w0.25")), "--sequences", "2", "--publish", str(published)])
+    assert (published / "w0.25.json").exists() and (published / "w0.25/report.md").exists()
+
+
+def test_nothing_is_announced_where_nothing_is_to_do(trained, capsys):
+    sweep, _ = trained
+    scored(sweep)
+    capsys.readouterr()
+    scored(sweep)
+    assert "scoring" not in capsys.readouterr().out

@@ -1,13 +1,15 @@
 """results/runs.py: what a run folder holds, what its sweep varies, published files and back."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from configs.read import TrainConfig, as_text
-from data.files import BadInput, write_json
+from configs.read import TrainConfig, as_text, load_points
+from conftest import REPOSITORY
+from data.files import BadInput, read_json, write_json
 from model import GPT, GPTConfig
 from results.runs import Run, finished, load_run, publish_runs, read_log, read_runs, restore_runs
 from results.scores import use_of_depth
@@ -36,6 +38,8 @@ def summary(diverged=False):
         "last_layer_variance": measured,
         "torch": "2.13",
         "device": "cpu",
+        "params": 10,
+        "active_params": 10,
     }
 
 
@@ -199,6 +203,65 @@ def test_restored_runs_are_finished_folders(tmp_path):
     for each in measured_runs():
         assert finished(tmp_path / "out/sweep" / each.name, each.config)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+PUBLISHED = sorted(
+    path
+    for path in (REPOSITORY / "configs").glob("*.toml")
+    if (REPOSITORY / "results" / f"{path.stem}.json").exists()
+)
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=lambda path: path.stem)
+def test_what_was_published_goes_on_after_it_is_restored(config, tmp_path):
+    """Real files: training takes their runs for finished, of the points that the configs name."""
+    restore_runs(REPOSITORY / "results" / f"{config.stem}.json", tmp_path)
+    points = load_points(config, {"vocab_size": [8192 if config.stem != "demo" else 257]})
+    n_finished = 0
+    for name, point in points.items():
+        folder = tmp_path / config.stem / name
+        if folder.exists():
+            written = read_json(folder / "config.json")
+            identity = {**asdict(point.model), **asdict(point.training)}
+            identity |= {"data_sha256": written["data_sha256"], "code": written.get("code", "new")}
+            assert finished(folder, identity)
+            n_finished += 1
+    assert n_finished == len(list((tmp_path / config.stem).iterdir())) > 0
+
+
+def test_restoring_that_was_interrupted_goes_on(tmp_path):
+    publish_runs(measured_runs(), tmp_path / "sweep.json")
+    restore_runs(tmp_path / "sweep.json", tmp_path / "out")
+    (tmp_path / "out/sweep/n_layer=4,seed=0/summary.json").unlink()
+    for name in ("n_layer=4,seed=1", "n_layer=16,seed=0", "n_layer=16,seed=1"):
+        shutil.rmtree(tmp_path / "out/sweep" / name)
+    restore_runs(tmp_path / "sweep.json", tmp_path / "out")
+    assert len(read_runs(tmp_path / "out/sweep")) == 4
+
+
+DAMAGED = {  # of a published run: where, and what stands there
+    "sweep": ("config", {"sweep": 3}),
+    "sweep's keys": ("config", {"sweep": {}}),
+    "sweep's option": ("config", {"sweep": sweep("nope")}),
+    "sweep's place": ("config", {"sweep": {**sweep(), "place": "a"}}),
+    "params": ("summary", {"params": None}),
+    "perplexity": ("summary", {"perplexity": None}),
+    "choices": ("analysis", {"choices": 3}),
+    "growth": ("analysis", {"growth": 3}),
+    "errors": ("analysis", {"standard_errors": []}),
+    "text": ("analysis", {"text": {"passes": "a"}}),
+    "rows": ("analysis", {"causal_matrix": [[1.0], [1.0]]}),
+}
+
+
+@pytest.mark.parametrize("part, entries", DAMAGED.values(), ids=DAMAGED)
+def test_every_entry_that_is_read_is_looked_at(tmp_path, part, entries):
+    each = run("run", sweep(), analysis=analysis())
+    getattr(each, part).update(entries)
+    publish_runs([each], tmp_path / "sweep.json")
+    with pytest.raises(BadInput, match="sweep.json") as error:
+        read_runs(tmp_path / "sweep.json")
+    assert "\n" not in str(error.value)
 
 
 def test_runs_that_cannot_be_scored_any_more_are_not_restored(tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 import train
 from configs.read import OPTIONS, Point, TrainConfig
-from conftest import REPOSITORY, TOGGLES, each_toggle, write_config
+from conftest import REPOSITORY, TOGGLES, write_config
 from data import files, read
 from model import GPT, Block, GPTConfig, MoE
 from results.runs import load_run, read_log, read_runs
@@ -379,11 +379,14 @@ def test_the_fingerprint_is_that_of_two_hand_written_steps():
     assert loss == pytest.approx(losses[2], rel=1e-5)
 
 
-@each_toggle
-def test_every_toggle_that_is_on_changes_the_fingerprint(toggle):
-    if toggle:
-        others = [train.fingerprint(point_of(tiny_model(n_embd=32, n_head=4)))]
-        assert train.fingerprint(point_of(tiny_model(n_embd=32, n_head=4, **toggle))) not in others
+def test_every_toggle_changes_the_fingerprint():
+    toggles = {**TOGGLES, "decay": {}}
+    seen = {
+        name: train.fingerprint(point_of(tiny_model(n_embd=32, n_head=4, **toggle)))
+        for name, toggle in TOGGLES.items()
+    }
+    seen["decay"] = train.fingerprint(point_of(tiny_model(n_embd=32, n_head=4), weight_decay=0.7))
+    assert len(set(seen.values())) == len(toggles)
 
 
 def test_the_fingerprint_repeats_and_leaves_random_numbers_and_dtype_alone():
@@ -562,6 +565,8 @@ def test_divergence_that_validation_sees_first_is_recorded_and_not_logged(projec
 
     def nan_at_step_4(model, tokens, config):
         line = measured(model, tokens, config)
+        if model.config.vocab_size == 32:  # the fingerprint's
+            return line
         n_evaluations.append(line)
         return line if len(n_evaluations) < 2 else {**line, "val_loss": math.nan}
 
@@ -599,6 +604,38 @@ def test_every_form_of_divergence_is_recorded_and_later_points_run(project, opti
         assert summary["diverged"] == (summary["perplexity"] is None)
         assert "NaN" not in (folder / "log.jsonl").read_text()
     read_runs(project / "out/small")
+
+
+def test_a_run_that_diverged_before_its_first_step_can_be_read(project, monkeypatch):
+    measured = train.evaluate
+
+    def nan(model, tokens, config):
+        line = measured(model, tokens, config)
+        return line if model.config.vocab_size == 32 else {**line, "val_loss": math.nan}
+
+    monkeypatch.setattr(train, "evaluate", nan)
+    train.main([str(write_config(project))])
+    (run,) = read_runs(project / "out/small")
+    assert run.summary["diverged"] and run.log == []
+
+
+def test_an_edit_of_the_validation_changes_the_fingerprint(monkeypatch):
+    before, measured = train.fingerprint(point_of()), train.evaluate
+
+    def doubled(*arguments):
+        line = measured(*arguments)
+        return {**line, "val_loss": 2 * line["val_loss"]}
+
+    monkeypatch.setattr(train, "evaluate", doubled)
+    assert train.fingerprint(point_of()) != before
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1), (64, 64), (64, 2), (48, 3), (2048, 1)])
+def test_the_small_copy_is_small(heads):
+    n_head, n_kv_head = heads
+    config = GPTConfig(n_embd=2 * n_head, n_head=n_head, n_kv_head=n_kv_head)
+    small, _ = train.small_copy(point_of(config))
+    assert small.n_embd <= 64 and (small.n_kv_head < small.n_head) == (n_kv_head < n_head)
 
 
 def test_a_loss_too_large_for_a_perplexity_is_divergence():
