@@ -522,6 +522,7 @@ def test_ctrl_c_says_how_to_go_on(project):
     assert "goes on" in process.communicate()[1] and process.returncode == 130
 
 
+@pytest.mark.slow
 def test_torchrun_shares_the_points_out(project):
     path = write_config(project, "[sweep]\nn_layer = [1, 2, 3]\n")
     (project / "start.py").write_text(command(project)[2], encoding="utf-8")
@@ -659,6 +660,7 @@ def test_two_processes_do_not_train_one_run(project, refused):
     assert (folder / "summary.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_goes_on(project):
     """A limit on the size of files stands in for the disk: 20 kB hold a log, no checkpoint."""
