@@ -265,6 +265,7 @@ REFUSED = [  # command line, and what its sentence names
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command, named", REFUSED)
 def test_bad_input_to_the_instruments(project, command, named):
     assert named in refusal(project, *command)

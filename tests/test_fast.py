@@ -423,11 +423,13 @@ def test_a_compiled_model_equals_the_plain_one(options, compiler):
     assert torch.allclose(compiled(shorter)[0], plain(shorter)[0], rtol=1e-4, atol=1e-4)
 
 
-ONE_COMPILATION = ["plain", "moe", "moe_shared", "layer_norm_scaling", "gqa"]
-ONE_COMPILATION += ["embedding_norm", "peri_ln", "complete_p", "remedies_together"]
+ONE_COMPILATION = ["plain", "moe", "layer_norm_scaling", "peri_ln"]
+ALSO_SLOW = ["moe_shared", "gqa", "embedding_norm", "complete_p", "remedies_together"]
 
 
-@pytest.mark.parametrize("toggle", ONE_COMPILATION)
+@pytest.mark.parametrize(
+    "toggle", ONE_COMPILATION + [pytest.param(name, marks=pytest.mark.slow) for name in ALSO_SLOW]
+)
 def test_all_blocks_share_one_compilation(toggle):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")

@@ -354,6 +354,7 @@ def test_shorter_sequences_are_prefixes_of_longer_ones(toggle):
     assert torch.allclose(model(tokens()[:, :7])[0], model(tokens())[0][:, :7], atol=1e-4)
 
 
+@pytest.mark.slow
 @each_toggle
 def test_overfits_one_batch(toggle):
     model = build(**toggle)

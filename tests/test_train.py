@@ -682,6 +682,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_goes_on(pro
     assert_same_run(run_folder(project), project / "whole/small/run")
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_stops_only_the_printing(project):
     path = write_config(project, "[sweep]\nn_layer = [1, 2, 3]\n")
     (project / "start.py").write_text(command(project)[2], encoding="utf-8")
