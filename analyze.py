@@ -48,7 +48,7 @@ from model import GPT
 from results.report import report_all, report_sweep
 from results.runs import (
     SUMMARY,
-    configs_of,
+    described,
     load_run,
     publish_runs,
     read_runs,
@@ -702,13 +702,6 @@ def analyse_run(folder, n_sequences, scored_by, task=None, blimp=None):
         **scored_by,
     }
     write_json(folder / "analysis.json", analysis)
-
-
-def described(folder):
-    """(GPTConfig, TrainConfig, what config.json holds) of a run."""
-    path = folder / "config.json"
-    written = read_json(path, dict)
-    return *configs_of(written, path), written
 
 
 def refuse_other_data(folder, written, config):

@@ -91,10 +91,6 @@ def entry(*keys):
     return look_up
 
 
-def choice_accuracy(run):
-    return run.analysis.get("choices", {}).get("accuracy")
-
-
 def jacobian_deviation(run):
     return float(np.mean(run.analysis["jacobian"]["deviation"]))
 
@@ -116,7 +112,7 @@ METRICS = {  # in the order of a report's columns
     "permutation": lambda run: run.analysis["permutation"],
     "usefulness": lambda run: run.analysis["usefulness"]["held_out"],
     "N_eff / L": lambda run: run.analysis["n_eff_share"],
-    "choice accuracy": choice_accuracy,
+    "choice accuracy": entry("choices", "accuracy"),
     "Jacobian deviation": jacobian_deviation,
     "weight density": lambda run: run.analysis["densities"]["weight"],
     "attention density": lambda run: run.analysis["densities"]["attention"],

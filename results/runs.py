@@ -177,13 +177,19 @@ def load_weights(model, checkpoint, folder):
         raise damaged(folder, "its weights are not finite")
 
 
+def described(folder):
+    """(GPTConfig, TrainConfig, what config.json holds) of a run. Raises BadInput."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise BadInput(f"{folder} is not a run folder: it has no config.json")
+    written = read_json(path, dict)
+    return *configs_of(written, path), written
+
+
 def load_run(folder, device="cpu"):
     """A trained model, fp32 and in eval mode, with its TrainConfig. Raises BadInput."""
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise BadInput(f"{folder} is not a run folder: it has no config.json")
-    path = folder / "config.json"
-    model_config, config = configs_of(read_json(path, dict), path)
+    model_config, config, _ = described(folder)
     checkpoint = load_checkpoint(folder, device)
     model = GPT(model_config).to(device)
     load_weights(model, checkpoint, folder)

@@ -1,6 +1,5 @@
 """train.py: the optimizer step against a hand-written one, runs, resuming, and what is refused."""
 
-import json
 import math
 import os
 import signal
@@ -17,16 +16,13 @@ import train
 from configs.read import OPTIONS, Point, TrainConfig
 from conftest import REPOSITORY, TOGGLES, write_config
 from data import files, read
+from data.files import read_json
 from model import GPT, Block, GPTConfig, MoE
 from results.runs import load_run, read_log, read_runs
 
 
 def run_folder(project, name="run", config="small"):
     return project / "out" / config / name
-
-
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 # The step ----------------------------------------------------------------------------------------
