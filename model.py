@@ -53,6 +53,7 @@ class GPTConfig:
     router_z_loss: float = 0.001  # weight of the loss that keeps router logits small
     layer_norm_scaling: bool = False  # multiply block l's norms by 1/sqrt(l) (arXiv 2502.05795)
     scaled_residual_init: bool = False  # GPT-2: shrink both output projections by sqrt(2 n_layer)
+    down_init_scale: float = 1.0  # initial std of the feed-forward's last matrices, times this
     embedding_norm: bool = False  # begin the stream at E / rms(E), with no weight
     peri_ln: bool = False  # a second norm, with a gain, on what each branch adds (arXiv 2502.02732)
     complete_p: bool = False  # add 4 / n_layer of a branch; Adam's eps alike (arXiv 2505.01618)
@@ -339,11 +340,14 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=self.init_std(name))
 
     def init_std(self, name):
-        # The last matrices of attention, of experts, and of dense and shared feed-forwards.
-        ends_a_branch = name.endswith(("attention.output.weight", "mlp.down", "down.weight"))
-        if self.config.scaled_residual_init and ends_a_branch:
-            return INIT_STD / math.sqrt(2 * self.config.n_layer)
-        return INIT_STD
+        ends_attention = name.endswith("attention.output.weight")
+        ends_feed_forward = name.endswith(("mlp.down", "down.weight"))  # experts', dense or shared
+        std = INIT_STD
+        if ends_feed_forward:
+            std *= self.config.down_init_scale
+        if self.config.scaled_residual_init and (ends_attention or ends_feed_forward):
+            std /= math.sqrt(2 * self.config.n_layer)
+        return std
 
     def embed(self, idx):
         """Token ids (B, T) -> h_0, the residual stream before the first block (B, T, C)."""
@@ -453,7 +457,8 @@ def refuse_outside(name, value, least):
 
 def refuse_impossible(config):
     """Raises ValueError, in one sentence that names the option, for a model that cannot exist."""
-    at_least_0 = ("n_expert", "n_shared_expert", "load_balance_loss", "router_z_loss")
+    losses = ("load_balance_loss", "router_z_loss")
+    at_least_0 = ("n_expert", "n_shared_expert", "down_init_scale", *losses)
     for name, value in vars(config).items():
         if type(value) in (int, float):
             refuse_outside(name, value, least=0 if name in at_least_0 else 1)

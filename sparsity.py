@@ -31,9 +31,10 @@ from model import (
     mask_density,
     visible,
 )
-from results.claims import judge
+from results.claims import margin_of
 from results.figures import masks_figure, save_figure, theory_figure
 from results.runs import load_run
+from results.verdicts import judge
 
 SMALL_WEIGHT = 1e-3  # a twentieth of the standard deviation at initialisation
 ATTENTION_ENTRIES = 2**24  # attention probabilities held at once
@@ -461,9 +462,11 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
 def variance_curve(config, covariance, s2, s2_in, statistics):
     """[h_0, ..., h_L] from the covariance (T, T) of h_0: c_l = c_0 + sum of attention_branch and
     feed_forward_branch, each from the correlations before it. s2 is of all blocks' weights, s2_in
-    of each block's after layer-norm scaling; scaled_residual_init divides s2_output; and what
-    reaches the stream is as_added."""
+    of each block's after layer-norm scaling; scaled_residual_init divides those of both branches'
+    last matrices, down_init_scale multiplies the feed-forward's; what reaches the stream is
+    as_added."""
     s2_out = s2 / (2 * config.n_layer) if config.scaled_residual_init else s2
+    s2_down = s2_out * config.down_init_scale**2
     probability = attention_probability(config, len(covariance))
     variance = [covariance.diagonal().mean().item()]
     for each in s2_in:
@@ -473,7 +476,7 @@ def variance_curve(config, covariance, s2, s2_in, statistics):
         )
         covariance = covariance + as_added(config, branch)
         correlation = normalised(covariance)
-        branch = feed_forward_branch(config, each, s2_out, correlation)
+        branch = feed_forward_branch(config, each, s2_down, correlation)
         covariance = covariance + as_added(config, branch)
         variance.append(covariance.diagonal().mean().item())
     return variance
@@ -614,8 +617,9 @@ def theory_of_masks(folder, n_seeds=16, depths=(1, 4, 16)):
         rows.sort(key=lambda row: row["density"])
         patterns[name] = {"points": rows, "verdicts": {}}
         for layer in depths:
-            verdict, effect, half = judge([row["growth"][layer] for row in rows], "rises", log=True)
-            verdicts = {"verdict": verdict, "effect": effect, "half": half}
+            growth, margin = [row["growth"][layer] for row in rows], margin_of("growth")
+            verdict, effect, half, p = judge(growth, "rises", log=True, margin=margin)
+            verdicts = {"verdict": verdict, "effect": effect, "half": half, "p": p}
             patterns[name]["verdicts"][layer] = verdicts
             print(
                 f"C10, {name}, {layer:2} blocks: log growth {effect:+.3f} ± {half:.3f} "

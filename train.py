@@ -45,7 +45,16 @@ from data.files import (
 )
 from data.read import load_meta, load_tokens, spread_offsets, take_sequences, training_offsets
 from model import GPT, RemediedBlock
-from results.runs import SUMMARY, damaged, finished, load_checkpoint, load_weights, read_log
+from results.runs import (
+    SUMMARY,
+    copy_run,
+    damaged,
+    finished,
+    load_checkpoint,
+    load_weights,
+    read_log,
+    twin_of,
+)
 from results.runs import load_run as load_run  # README's examples take it from here
 
 try:
@@ -119,15 +128,19 @@ def make_update(model, optimizer, tokens, config, hardware):
 # One run -----------------------------------------------------------------------------------------
 
 
-def train(folder, point, bar_position=0):
+def train(folder, point, bar_position=0, among=None):
     """Train a point (configs.read.Point) into its folder, from its checkpoint if it has one, and
-    return its summary. Raises BadInput where data, folder and options do not fit, or where another
-    process trains it."""
+    return its summary. A run that a sweep in the folder `among` has finished is copied. Raises
+    BadInput where data, folder and options do not fit, or where another process trains it."""
     identity = identity_of(point)
     finished(folder, identity)  # before a folder is made: what is refused leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if finished(folder, identity):
+            return read_json(folder / "summary.json", SUMMARY)
+        if among and (twin := twin_of(folder, identity, among)):
+            say(f"{folder} is the same run as {twin}: copied")
+            copy_run(twin, folder, point.sweep)
             return read_json(folder / "summary.json", SUMMARY)
         write_json(folder / "config.json", {**identity, "sweep": point.sweep})
         return train_in(folder, point, bar_position)
@@ -727,7 +740,8 @@ def run_sweep(path, overrides, only_time):
     hidden = True if rank else None  # one process draws
     for name, point in tqdm(mine, desc=path.stem, unit="run", disable=hidden, leave=False):
         with memory_said(name):
-            summary = train(folders[name], point, bar_position=None if rank else 1)
+            among, position = Path(point.training.out_dir), None if rank else 1
+            summary = train(folders[name], point, position, among)
         say(f"{name}  {result_line(summary)}  {summary['seconds']:.0f} s")
 
 

@@ -1,69 +1,31 @@
-"""What the experiments are asked: the numbers a run is judged by, the paper's claims, and the rule
-that decides them.
+"""What the experiments are asked: the numbers a run is judged by, the paper's claims, and which
+sweeps speak to which of them.
 
-A claim says how a metric moves along a swept option. One effect is computed for each seed that
-every point has; its 95 % Student-t interval over seeds decides. Wholly on the predicted side of
-zero it is `supported`, wholly on the other `opposed`; anything else, any single seed, and seeds
-that all say the same, as those of a score of few steps may, are `undecided`. The effect depends on
-the claim's shape:
+A claim says how a metric moves along a swept option; the rule that decides it is that of
+results/verdicts.py. Each of C1 to C10 has one primary claim, judged by the experiment that was made
+for it: these ten are a family. All others are secondary, in that experiment too, a second family.
+What other sweeps say of any of them, such as another width or rate, stands apart.
 
-  rises, falls        least-squares slope of the metric (of its logarithm, if in LOG_METRICS) over
-                      the points' rank
-  negative            the metric itself, at the last point
-  last lowest,        the smaller of the last point's gains over the first two
-  last highest
-  no worse            relative change from the first point to the last; supported when its interval
-                      lies below MARGIN, opposed when above
-  lowest inside,      for each inner point, the smaller of its gains over both ends; supported when
-  highest inside      the best point's interval, widened for the number of inner points
-                      (Bonferroni), lies above zero, opposed when an end beats every inner point so
+A claim on variance has two twins, on growth and on its exponent, as the variance of h_L is half a
+free scale: the same function has any variance that one likes. A claim on the use of depth is judged
+by the paper's three scores and by ours that resolves best (results/control), N_eff / L by removal,
+marked with a plus; where they disagree, all stand.
 
 Where a sweep crosses the option with the learning rate, each value's best rate, by mean
-perplexity, speaks for it; a rate at which any of its runs diverged is left out for that value. The
-rule was fixed before the runs in results/ were trained; the sentence on rates was added when some
-perplexities of the learning-rate control had been seen, and none of its claims could be judged
-yet, its second half before any published run diverged. A claim with a plus repeats the usefulness
-claim before it with N_eff / L, as a threshold of 10 % passes one block or none of small models,
-whatever is swept; those of C4 and C5 were added when two seeds of theirs had been seen.
+perplexity, speaks for it; a rate at which any of its runs diverged is left out for that value.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import fields
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from configs.read import MEASURED_BY, WHERE_NOT_WHAT
 from model import NORM_EPS, GPTConfig, mask_density
+from results.verdicts import holm, judge, slope_weights
 
-LEVEL = 0.95  # of every interval
-ROUNDING = 1e-9  # of a metric: a half-width below it, as of few equal seeds, is no certainty
-MARGIN = 0.01  # a perplexity higher by less than 1 % is no worse
 SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
-
-
-# Intervals ---------------------------------------------------------------------------------------
-
-
-@lru_cache
-def student_t(level, df):
-    """Half-width of a `level` interval in standard errors. With t = sqrt(df) tan(angle), the
-    density of the angle is proportional to cos(angle)^(df - 1)."""
-    angle = np.linspace(0, math.pi / 2, 200001)
-    mass = np.cumsum(np.cos(angle) ** (df - 1))
-    return math.sqrt(df) * math.tan(np.interp(level, mass / mass[-1], angle))
-
-
-def interval(values, level=LEVEL):
-    """Mean and half-width of its Student-t interval over seeds; infinite for fewer than two."""
-    values = np.asarray(values, dtype=float)  # None becomes nan
-    n = len(values)
-    if n < 2:
-        return float(values.mean()), math.inf
-    standard_error = float(values.std(ddof=1)) / math.sqrt(n)
-    return float(values.mean()), student_t(level, n - 1) * standard_error
 
 
 # Metrics: {name: function of a run}, None where the run has no such number -----------------------
@@ -74,8 +36,7 @@ def slope(values):
     which no fit by matrices gives; of one alone, too."""
     if len(values) < 2:
         return 0.0
-    rank = np.arange(len(values)) - (len(values) - 1) / 2
-    return float(rank @ (np.asarray(values) - values[0]) / (rank @ rank))
+    return float(slope_weights(len(values)) @ (np.asarray(values) - values[0]))
 
 
 def entry(*keys):
@@ -100,6 +61,11 @@ def slope_of_log_deviation(run):
     return slope(np.log(deviation))
 
 
+def perplexity_of(*keys):
+    loss = entry(*keys)
+    return lambda run: None if loss(run) is None else math.exp(loss(run))
+
+
 def growth_at_initialisation(run):
     variance = run.log[0]["variance"]
     return variance[-1] / variance[0]
@@ -121,6 +87,12 @@ METRICS = {  # in the order of a report's columns
 }
 CLAIM_METRICS = {
     **METRICS,
+    "perplexity, own context": perplexity_of("same_targets", "own_context"),
+    "perplexity, short context": perplexity_of("same_targets", "short_context"),
+    "growth": entry("growth", "growth"),
+    "exponent": entry("growth", "exponent"),
+    "N_eff / L, removed": entry("removal_use", "n_eff_share"),
+    "BLiMP": entry("blimp", "accuracy"),
     "growth at initialisation": growth_at_initialisation,
     "slope of log deviation": slope_of_log_deviation,
 }
@@ -228,7 +200,10 @@ def eps_counts(run):
 
 LOG_METRICS = (
     "perplexity",
+    "perplexity, own context",
+    "perplexity, short context",
     "last-layer variance",
+    "growth",
     "Jacobian deviation",
     "growth at initialisation",
 )
@@ -251,169 +226,98 @@ class Claim(NamedTuple):
     name: str
     option: str  # what is swept: an option of the config, or one of VALUE_OF
     metric: str  # one of CLAIM_METRICS
-    shape: str  # how the metric moves along the option: one of RULES
+    shape: str  # how the metric moves along the option: one of results/verdicts.py's SHAPES
     says: str  # the same in words
+    primary: bool = False
+
+
+def about_variance(name, option, shape, what):
+    """A primary claim on the variance of h_L, and its twins, free of the stream's scale."""
+    more, larger = {"rises": ("more", "larger"), "falls": ("less", "smaller")}[shape]
+    return (
+        Claim(name, option, "last-layer variance", shape, f"{what}: {more} variance", primary=True),
+        Claim(name, option, "growth", shape, f"{what}: {more} growth, var h_L / var h_1"),
+        Claim(name, option, "exponent", shape, f"{what}: a {larger} exponent of growth"),
+    )
+
+
+def about_use(name, option, shape, what):
+    """Claims on the use of depth: by the paper's three scores, and by ours."""
+    scores = {"causal": "", "permutation": "", "usefulness": "", "N_eff / L, removed": "+"}
+    return tuple(
+        Claim(name + plus, option, score, shape, f"{what}: {score} {shape}")
+        for score, plus in scores.items()
+    )
 
 
 # fmt: off
 CLAIMS = (
-    Claim("C1", "n_layer", "last-layer variance", "rises",
-          "deeper: more last-layer variance"),
+    *about_variance("C1", "n_layer", "rises", "deeper"),
     Claim("C2", "n_layer", "Jacobian deviation", "falls",
-          "deeper: the Jacobian nearer the identity"),
+          "deeper: the Jacobian nearer the identity", primary=True),
     Claim("C2", "n_layer", "slope of log deviation", "negative",
           "along the layers of the deepest: the Jacobian nearer the identity"),
     Claim("C3", "n_layer", "causal", "falls",
-          "deeper: lower causal score"),
-    Claim("C3", "n_layer", "permutation", "falls",
-          "deeper: lower permutation score"),
-    Claim("C3", "n_layer", "usefulness", "falls",
-          "deeper: lower usefulness"),
-    Claim("C3+", "n_layer", "N_eff / L", "falls",
-          "deeper: smaller share of the depth in use (ours)"),
-    Claim("C4", "weight_decay", "last-layer variance", "falls",
-          "more weight decay: less variance"),
+          "deeper: causal falls", primary=True),
+    *about_use("C3", "n_layer", "falls", "deeper")[1:],
+    *about_variance("C4", "weight_decay", "falls", "more weight decay"),
     Claim("C4", "weight_decay", "perplexity", "lowest inside",
           "perplexity best at a moderate weight decay"),
-    Claim("C4", "weight_decay", "usefulness", "highest inside",
-          "usefulness best at a moderate weight decay"),
-    Claim("C4+", "weight_decay", "N_eff / L", "highest inside",
-          "share of the depth in use largest at a moderate weight decay (ours)"),
-    Claim("C5", "block_size", "last-layer variance", "falls",
-          "longer context: less variance"),
+    *about_use("C4", "weight_decay", "highest inside", "a moderate weight decay"),
+    *about_variance("C5", "block_size", "falls", "longer context"),
     Claim("C5", "block_size", "perplexity", "lowest inside",
           "perplexity best at a moderate context"),
-    Claim("C5", "block_size", "usefulness", "highest inside",
-          "usefulness best at a moderate context"),
-    Claim("C5+", "block_size", "N_eff / L", "highest inside",
-          "share of the depth in use largest at a moderate context (ours)"),
-    Claim("C6", "queries per key", "last-layer variance", "falls",
-          "shared keys and values: less variance"),
-    Claim("C6", "queries per key", "usefulness", "rises",
-          "shared keys and values: higher usefulness"),
-    Claim("C6+", "queries per key", "N_eff / L", "rises",
-          "shared keys and values: larger share of the depth in use (ours)"),
+    Claim("C5", "block_size", "perplexity, own context", "lowest inside",
+          "the same, on the same target tokens, each model with its own context"),
+    Claim("C5", "block_size", "perplexity, short context", "lowest inside",
+          "the same, every model with 32 to 63 tokens before the target"),
+    *about_use("C5", "block_size", "highest inside", "a moderate context"),
+    *about_variance("C6", "queries per key", "falls", "shared keys and values"),
     Claim("C6", "queries per key", "perplexity", "no worse",
           "shared keys and values: perplexity no worse"),
-    Claim("C7", "n_expert", "last-layer variance", "falls",
-          "experts: less variance"),
+    *about_use("C6", "queries per key", "rises", "shared keys and values"),
+    *about_variance("C7", "n_expert", "falls", "experts"),
     Claim("C7", "n_expert", "perplexity", "falls",
           "experts: lower perplexity"),
-    Claim("C7", "n_expert", "usefulness", "rises",
-          "experts: higher usefulness"),
-    Claim("C7+", "n_expert", "N_eff / L", "rises",
-          "experts: larger share of the depth in use (ours)"),
+    *about_use("C7", "n_expert", "rises", "experts"),
     Claim("C8", "rung", "perplexity", "last lowest",
-          "the whole recipe: lower perplexity than plain, deep or shallow"),
+          "the whole recipe: lower perplexity than plain, deep or shallow", primary=True),
+    Claim("C8", "rung", "perplexity, own context", "last lowest",
+          "the same, on the same target tokens, each model with its own context"),
+    Claim("C8", "rung", "perplexity, short context", "last lowest",
+          "the same, every model with 32 to 63 tokens before the target"),
     Claim("C8", "rung", "choice accuracy", "last highest",
           "the whole recipe: higher accuracy than plain, deep or shallow"),
-    Claim("C8+", "rung", "N_eff / L", "last highest",
-          "the whole recipe: larger share of the depth in use than plain, deep or shallow (ours)"),
-    Claim("C9", "mask density", "last-layer variance", "rises",
-          "sparser attention mask: less variance"),
-    Claim("C9", "mask density", "usefulness", "falls",
-          "sparser attention mask: higher usefulness"),
-    Claim("C9+", "mask density", "N_eff / L", "falls",
-          "sparser attention mask: larger share of the depth in use (ours)"),
+    Claim("C8", "rung", "BLiMP", "last highest",
+          "the whole recipe: more grammar than plain, deep or shallow"),
+    *about_use("C8", "rung", "last highest", "the whole recipe, beside plain, deep or shallow"),
+    *about_variance("C9", "mask density", "rises", "denser attention mask"),
+    *about_use("C9", "mask density", "falls", "denser attention mask"),
     Claim("C10", "mask density", "growth at initialisation", "rises",
-          "sparser attention mask: slower growth at initialisation"),
+          "denser attention mask: faster growth at initialisation", primary=True),
 )
 # fmt: on
 
-
-# The rule ----------------------------------------------------------------------------------------
-#
-# An effect is a mean and a half-width. A table (n_points, n_seeds) holds the metric, its points in
-# the order of the swept option.
-
-
-class Rule(NamedTuple):
-    effect: Callable  # of a table
-    sign: int  # +1 where the claim predicts an effect above the threshold, -1 below
-    threshold: float = 0.0
-    relative: bool = False  # the effect is a share of the metric, never of its logarithm
-    lowest: bool = False  # the lowest is best: gains are those of the table with its sign turned
-    inside: bool = False  # an end that is best opposes the claim, whatever the effect
-
-
-def slope_effect(table):
-    return interval([slope(column) for column in table.T])
-
-
-def last_value(table):
-    return interval(table[-1])
-
-
-def relative_change(table):
-    return interval(table[-1] / table[0] - 1)
-
-
-def gain_over_first_two(table):
-    return least_gain(table[-1], table[:2])
-
-
-def gain_of_best_inner_point(table):
-    if len(table) < 3:
-        return math.nan, math.inf
-    inner, level = table[1:-1], level_for(table)
-    gains = [least_gain(point, table[[0, -1]], level) for point in inner]
-    return max(gains, key=lower_bound)
-
-
-def an_end_is_best(table):
-    """Does one end beat every inner point by more than the interval's half-width?"""
-    if len(table) < 3:
-        return False
-    inner, level = table[1:-1], level_for(table)
-    gains = [least_gain(end, inner, level) for end in table[[0, -1]]]
-    return any(mean > half for mean, half in gains)
-
-
-def least_gain(point, others, level=LEVEL):
-    """Gains (mean, half-width) of a point, its seeds in a row, over others; of these the one with
-    the lowest lower bound."""
-    return min((interval(point - other, level) for other in others), key=lower_bound)
-
-
-def lower_bound(effect):
-    mean, half = effect
-    return mean - half
-
-
-def level_for(table):
-    """Of the intervals of several inner points, one of which may be called best (Bonferroni)."""
-    return 1 - (1 - LEVEL) / (len(table) - 2)
-
-
-RULES = {
-    "rises": Rule(slope_effect, +1),
-    "falls": Rule(slope_effect, -1),
-    "negative": Rule(last_value, -1),
-    "last lowest": Rule(gain_over_first_two, +1, lowest=True),
-    "last highest": Rule(gain_over_first_two, +1),
-    "no worse": Rule(relative_change, -1, MARGIN, relative=True),
-    "lowest inside": Rule(gain_of_best_inner_point, +1, lowest=True, inside=True),
-    "highest inside": Rule(gain_of_best_inner_point, +1, inside=True),
+EXPERIMENT = {  # whose verdict on the claims along an option counts; others stand apart
+    "n_layer": "depth",
+    "weight_decay": "weight_decay",
+    "block_size": "context",
+    "queries per key": "gqa",
+    "n_expert": "moe",
+    "rung": "recipe",
+    "mask density": "sparse_attention",
 }
 
 
-def judge(table, shape, log=False):
-    """The rule. table (n_points, n_seeds): the metric, points in the order of the swept option;
-    log: effects are of its logarithm (a relative change is one in any case). Returns (verdict,
-    mean effect, half-width)."""
-    rule, table = RULES[shape], np.asarray(table, dtype=float)
-    if log and not rule.relative:
-        table = np.log(table)
-    if rule.lowest:
-        table = -table
-    mean, half = rule.effect(table)
-    if half <= ROUNDING * np.abs(table).max():
-        return "undecided", mean, half
-    predicted = rule.sign * (mean - rule.threshold)
-    if predicted > half:
-        return "supported", mean, half
-    opposed = an_end_is_best(table) if rule.inside else -predicted > half
-    return "opposed" if opposed else "undecided", mean, half
+def margin_of(metric):
+    """How large an effect, a step of the swept option, is none: fixed before the sweeps."""
+    if metric.startswith("perplexity"):
+        return 0.005  # of its logarithm
+    if metric == "slope of log deviation":
+        return 0.01  # a layer
+    if metric == "exponent":
+        return 0.1
+    return math.log(1.1) if metric in LOG_METRICS else 0.02  # of scores between 0 and 1, or nearly
 
 
 # Sweeps: which claims they speak to --------------------------------------------------------------
@@ -537,30 +441,48 @@ def without_diverged_rates(points, diverged):
 
 class Verdict(NamedTuple):
     claim: Claim
-    verdict: str  # supported, opposed or undecided
+    verdict: str  # supported, opposed, no effect or undecided
     effect: float
     half: float  # half-width of its interval
-    n_seeds: int
+    p: float
+    n_seeds: tuple  # the fewest and the most that a point has
 
 
 def judge_sweep(points, diverged=()):
-    """[Verdict] on the claims that the sweep speaks to, on the seeds that all its points have.
-    diverged: its other runs, which have no scores."""
+    """[Verdict] on the claims that the sweep speaks to. diverged: its other runs, which have no
+    scores."""
     verdicts = []
     for claim in CLAIMS:
         ordered = points_along(claim.option, points, diverged)
         if not ordered:
             continue
-        seeds = sorted(set.intersection(*({run.seed for run in runs} for runs in ordered)))
-        if not seeds:
-            continue
-        table = [measured(runs, claim.metric, seeds) for runs in ordered]
-        judged = judge(table, claim.shape, log=claim.metric in LOG_METRICS)
-        verdicts.append(Verdict(claim, *judged, len(seeds)))
+        table = [[CLAIM_METRICS[claim.metric](run) for run in runs] for runs in ordered]
+        in_logs, margin = claim.metric in LOG_METRICS, margin_of(claim.metric)
+        judged = judge(table, claim.shape, log=in_logs, margin=margin)
+        n_seeds = min(map(len, ordered)), max(map(len, ordered))
+        verdicts.append(Verdict(claim, *judged, n_seeds))
     return verdicts
 
 
-def measured(runs, metric, seeds):
-    """The metric of a point's runs, in the order of the seeds."""
-    run_of = {run.seed: run for run in runs}
-    return [CLAIM_METRICS[metric](run_of[seed]) for seed in seeds]
+class Family(NamedTuple):
+    title: str
+    verdicts: list  # of (experiment, Verdict), in the order of CLAIMS
+    adjusted: list  # p of each, by Holm's correction within the family
+
+
+def families(judged):
+    """[Family] of [(experiment, Verdict)]: primary, secondary, and what other sweeps say. Claims of
+    the first two whose experiment is not there yet count in their family with p = 1."""
+    parts = {"Primary": [], "Secondary": [], "Other sweeps": []}
+    for experiment, verdict in sorted(judged, key=lambda pair: CLAIMS.index(pair[1].claim)):
+        if experiment != EXPERIMENT[verdict.claim.option]:
+            part = "Other sweeps"
+        else:
+            part = "Primary" if verdict.claim.primary else "Secondary"
+        parts[part].append((experiment, verdict))
+    n_primary = sum(claim.primary for claim in CLAIMS)
+    sizes = {"Primary": n_primary, "Secondary": len(CLAIMS) - n_primary}
+    return [
+        Family(title, part, holm([v.p for _, v in part], sizes.get(title, len(part))))
+        for title, part in parts.items()
+    ]

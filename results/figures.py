@@ -20,7 +20,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image  # which matplotlib stands on
 
 from data.files import replacing
-from results.claims import METRICS, ROUNDING, entry, eps_counts, interval, moved_density
+from results.claims import METRICS, entry, eps_counts, moved_density
+from results.verdicts import ROUNDING, interval
 
 POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
     "points": {

@@ -6,14 +6,12 @@ from typing import NamedTuple
 from configs.read import MEASURED_BY
 from data.files import BadInput, say, write_text
 from results.claims import (
-    CLAIMS,
     COMPANIONS,
     LOG_METRICS,
     METRICS,
     RESOLUTION,
-    ROUNDING,
     eps_counts,
-    interval,
+    families,
     judge_sweep,
     resolution,
     without_diverged_rates,
@@ -29,6 +27,7 @@ from results.figures import (
     point_figure,
     save_figure,
 )
+from results.verdicts import LEVEL, ROUNDING, interval
 
 EPS_MARK = " †"
 LAST_PLACE = 7  # behind the point; smaller numbers stand with an exponent
@@ -91,7 +90,7 @@ def report_text(name, sweep, figures):
         "",
         *metrics_table(sweep.points),
         "",
-        *claims_table({name: sweep}),
+        *claims_table(judge_sweep(sweep.points, sweep.diverged)),
         "",
         *companion_tables(sweep.points),
         *resolution_table(sweep.points),
@@ -238,38 +237,46 @@ def to_its_digit(mean, half, sign=""):
     return f"{round(mean, place):{sign}.{decimals}f}", f"{round(half, place):.{decimals}f}"
 
 
-def claims_table(sweeps):
-    """Lines of a Markdown table: the verdict on each claim, by each of the sweeps, {name: Sweep},
-    that speaks to it."""
-    judged = [
-        (name, verdict)
-        for name, sweep in sweeps.items()
-        for verdict in judge_sweep(sweep.points, sweep.diverged)
-    ]
-    judged.sort(key=lambda pair: CLAIMS.index(pair[1].claim))
-    lines = [
-        table_row("claim", "experiment", "predicted", "measured effect", "verdict"),
-        table_rule(5),
-    ]
-    for name, verdict in judged:
-        claim = verdict.claim
-        cells = (claim.name, name, claim.says, effect_text(verdict), verdict.verdict)
+def claims_table(verdicts):
+    """Lines of a Markdown table: the verdict on each claim that a sweep speaks to."""
+    lines = [table_row("claim", "predicted", "measured effect", "p", "verdict"), table_rule(5)]
+    for verdict in verdicts:
+        name = f"**{verdict.claim.name}**" if verdict.claim.primary else verdict.claim.name
+        cells = (name, verdict.claim.says, effect_text(verdict), p_text(verdict.p), verdict.verdict)
         lines.append(table_row(*cells))
     return lines
 
 
+def family_table(family):
+    """Lines of a Markdown table: verdicts with and without Holm's correction within the family."""
+    columns = ("claim", "experiment", "predicted", "measured effect", "p", "verdict")
+    lines = [table_row(*columns, "p by Holm", "verdict by Holm"), table_rule(8)]
+    for (name, verdict), adjusted in zip(family.verdicts, family.adjusted, strict=True):
+        holds = adjusted < 1 - LEVEL
+        cells = (verdict.claim.name, name, verdict.claim.says, effect_text(verdict))
+        verdicts = (verdict.verdict, p_text(adjusted), verdict.verdict if holds else "undecided")
+        lines.append(table_row(*cells, p_text(verdict.p), *verdicts))
+    return lines
+
+
+def p_text(p):
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
 def effect_text(verdict):
-    """Such as "+0.123 (± 0.045, 3 seeds; log perplexity: falls)"; a dash where some point has no
+    """Such as "+0.123 ± 0.045 (3 seeds; log perplexity: falls)"; a dash where some point has no
     such number, as one block has no pairs."""
     claim, effect, half = verdict.claim, verdict.effect, verdict.half
-    in_logs = claim.metric in LOG_METRICS and claim.shape != "no worse"
+    in_logs = claim.metric in LOG_METRICS
     metric = f"log {claim.metric}" if in_logs else claim.metric
     if math.isnan(effect):
         return f"– ({metric}: {claim.shape})"
+    fewest, most = verdict.n_seeds
+    seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+    said = f"({seeds}; {metric}: {claim.shape})"
     if not math.isfinite(half):
-        return f"{effect:+.3g} (one seed; {metric}: {claim.shape})"
-    effect, half = to_its_digit(effect, half, sign="+")
-    return f"{effect} (± {half}, {verdict.n_seeds} seeds; {metric}: {claim.shape})"
+        return f"{effect:+.3g} {said}"
+    return f"{' ± '.join(to_its_digit(effect, half, sign='+'))} {said}"
 
 
 def table_row(*cells):
@@ -285,7 +292,14 @@ def report_all(sweeps, folder):
     save_figure(
         joint_figure({name: sweep.points for name, sweep in sweeps.items()}), folder / "joint.png"
     )
-    lines = ["# All claims, by the rule in results/claims.py", "", *claims_table(sweeps)]
+    judged = [
+        (name, verdict)
+        for name, sweep in sweeps.items()
+        for verdict in judge_sweep(sweep.points, sweep.diverged)
+    ]
+    lines = ["# All claims, by the rule in results/verdicts.py"]
+    for family in families(judged):
+        lines += ["", f"## {family.title}", "", *family_table(family)]
     for name, sweep in sweeps.items():
         lines += [f"\n{name}: {sentence}" for sentence in about_rates(sweep)]
     write_text(folder / "claims.md", "\n".join(lines) + "\n")

@@ -16,6 +16,7 @@ A run differs from the others of its sweep by its point, which its seeds share: 
 
 import json
 import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from data.files import (
     read_json_lines,
     read_text,
     reason,
+    replacing,
     write_json,
     write_text,
 )
@@ -240,6 +242,30 @@ def refuse_other_code(folder, written, code, or_else=""):
             f"{folder} was trained by other code: two small steps and a validation came to "
             f"{written['code']}, and come to {code} now; train anew in another --out_dir{or_else}"
         )
+
+
+def twin_of(folder, identity, among):
+    """Another folder of a finished run of this identity in any sweep in the folder `among`, or
+    None."""
+
+    def what(options):
+        return {name: v for name, v in options.items() if name not in (*WHERE_NOT_WHAT, "sweep")}
+
+    for path in sorted(among.glob("*/*/summary.json")):
+        twin = path.parent
+        if twin != folder and what(read_json(twin / "config.json", dict)) == what(identity):
+            return twin
+    return None
+
+
+def copy_run(twin, folder, sweep):
+    """Make a finished run's folder, as a point of another sweep; summary.json comes last, so that
+    what a kill leaves is no finished run."""
+    write_json(folder / "config.json", {**read_json(twin / "config.json", dict), "sweep": sweep})
+    for name in ("log.jsonl", "ckpt.pt", "analysis.json", "summary.json"):
+        if (twin / name).exists():
+            with replacing(folder / name) as temporary:
+                shutil.copyfile(twin / name, temporary)
 
 
 # All runs of a sweep -----------------------------------------------------------------------------

@@ -2,16 +2,18 @@
 
 A page has <!-- table: depth --> and <!-- end --> on lines of their own; write_tables puts between
 them what TABLES makes of the files in results/. Each number is rounded once, from what the file
-holds, to the place of its interval. What the paper measured stands here, as it has no file.
+holds, to the place of its interval.
 """
 
+import math
 import re
 from pathlib import Path
 
 from data.files import BadInput, read_text, write_text
-from results.claims import METRICS
-from results.report import sweep_of, table_row, table_rule, with_interval
+from results.claims import CLAIMS, EXPERIMENT, LOG_METRICS, families, judge_sweep
+from results.report import sweep_of, table_row, table_rule, to_its_digit
 from results.runs import read_runs
+from results.verdicts import LEVEL
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
@@ -23,85 +25,58 @@ def points_of(name):
     return sweep_of(read_runs(HERE / f"{name}.json")).points
 
 
-def cells(runs, metrics):
-    return [with_interval([METRICS[metric](run) for run in runs]) for metric in metrics]
-
-
 # What each table says ----------------------------------------------------------------------------
 
-DEPTH = {  # column: metric
-    "perplexity": "perplexity",
-    "variance of h_L": "last-layer variance",
-    "causal": "causal",
-    "permutation": "permutation",
-    "usefulness": "usefulness",
-    "N_eff / L": "N_eff / L",
-}
-PAPERS_DEPTH = (
-    "the paper, 12 to 32",
-    "",
-    "1.6e3 to 1e4 (peak)",
-    "0.355 to 0.259",
-    "0.985 to 0.306",
-    "1.000 to 0.562",
-    "",
-)
 
-
-def depth_table():
-    rows = [table_row("blocks", *DEPTH), table_rule(1 + len(DEPTH))]
-    for runs in points_of("depth").values():
-        rows.append(table_row(str(runs[0].config["n_layer"]), *cells(runs, DEPTH.values())))
-    return [*rows, table_row(*PAPERS_DEPTH)]
-
-
-RUNGS = {  # point: (what it is, the paper's accuracy and usefulness)
-    "0-shallow": ("16 blocks, plain", "40.1 %, 0.75"),
-    "1-deep": ("32 blocks, plain", "39.5 %, 0.53"),
-    "2-context": ("+ context 1024 (paper: 4096)", "40.0 %, 0.59"),
-    "3-decay": ("+ weight decay 0.3", "41.4 %, 0.63"),
-    "4-gqa": ("+ keys and values shared by two", "42.1 %, 0.66"),
-    "5-moe": ("+ 16 experts", "44.1 %, 0.75"),
-}
-RECIPE = ("perplexity", "choice accuracy", "N_eff / L")
-
-
-def recipe_table():
-    points = points_of("recipe")
-    rows = [table_row("rung", *RECIPE, "the paper: accuracy, usefulness"), table_rule(5)]
-    for point, (name, papers) in RUNGS.items():
-        rows.append(table_row(name, *cells(points[point], RECIPE), papers))
+def claims_table():
+    """The ten primary claims, with Holm's correction, and the twin of those on variance."""
+    judged = judged_by(*EXPERIMENT.values())
+    primary, secondary, _ = families(judged)
+    there = {
+        verdict.claim: (verdict, adjusted)
+        for family in (primary, secondary)
+        for (_, verdict), adjusted in zip(family.verdicts, family.adjusted, strict=True)
+    }
+    columns = ("claim", "predicted", "measured", "verdict", "growth, free of scale", "verdict")
+    rows = [table_row(*columns), table_rule(len(columns))]
+    for claim in CLAIMS:
+        if claim.primary:
+            twin = claim._replace(metric="growth", primary=False)
+            twins = [other for other in CLAIMS if same_question(other, twin)]
+            cells = [cell for of in (claim, *twins) for cell in two_cells(there.get(of))]
+            rows.append(table_row(claim.name, claim.says, *cells, *[""] * (4 - len(cells))))
     return rows
 
 
-SCALES = {  # what it is: (file, its points of 4 and of 32 blocks)
-    "256, 512, 64, 40 M (`wide/depth.json`, three seeds)": (
-        "wide/depth",
-        "n_layer=4",
-        "n_layer=32",
-    ),
-    "256, 512, 32, 20 M": ("scale", "w256-L4", "w256-L32"),
-    "128, 256, 128, 40 M": ("scale", "w128-L4", "w128-L32"),
-}
-SCALE = {
-    "perplexity": "perplexity",
-    "variance of h_L": "last-layer variance",
-    "N_eff / L": "N_eff / L",
-}
+def same_question(one, other):
+    return (one.name, one.metric) == (other.name, other.metric)
 
 
-def scale_table():
-    columns = [*SCALE, "seconds to train 32 blocks"]
-    rows = [table_row("width, context, sequences a step, tokens", *columns), table_rule(5)]
-    for name, (file, shallow, deep) in SCALES.items():
-        points = points_of(file)
-        both = zip(
-            *(cells(points[point], SCALE.values()) for point in (shallow, deep)), strict=True
-        )
-        seconds = [run.summary["seconds"] for run in points[deep]]
-        cost = with_interval(seconds) if len(seconds) == 1 else "– (they shared the GPU)"
-        rows.append(table_row(name, *map(", ".join, both), cost))
-    return rows
+def two_cells(measured):
+    """What was measured, and the verdict after the correction."""
+    if measured is None:
+        return "", "not run yet"
+    verdict, adjusted = measured
+    holds = adjusted < 1 - LEVEL
+    return change_text(verdict), f"**{verdict.verdict}**" if holds else "undecided"
+
+
+def change_text(verdict):
+    """Such as "2.9 times (2.8 to 3.0)" of a metric judged by its logarithm, or "-0.12 ± 0.03"."""
+    if not math.isfinite(verdict.half):
+        return "–"
+    if verdict.claim.metric not in LOG_METRICS:
+        return " ± ".join(to_its_digit(verdict.effect, verdict.half, sign="+"))
+    low, middle, high = (math.exp(verdict.effect + side * verdict.half) for side in (-1, 0, 1))
+    _, spread = to_its_digit(middle, (high - low) / 2)
+    places = len(spread.partition(".")[2])
+    return f"{middle:.{places}f} times ({low:.{places}f} to {high:.{places}f})"
+
+
+def judged_by(*names):
+    """[(name, Verdict)] of the published sweeps of these names that are there."""
+    sweeps = {name: points_of(name) for name in names if (HERE / f"{name}.json").exists()}
+    return [(name, verdict) for name, points in sweeps.items() for verdict in judge_sweep(points)]
 
 
 BENCHED = {  # point of configs/bench.toml: what it is
@@ -131,9 +106,7 @@ def speed_table():
 
 
 TABLES = {
-    "depth": depth_table,
-    "recipe": recipe_table,
-    "scale": scale_table,
+    "claims": claims_table,
     "speed": speed_table,
 }
 

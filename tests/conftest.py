@@ -37,6 +37,7 @@ TOGGLES = {
     ),
     "layer_norm_scaling": dict(layer_norm_scaling=True),
     "scaled_residual_init": dict(scaled_residual_init=True),
+    "down_init_scale": dict(down_init_scale=0.125),
     "embedding_norm": dict(embedding_norm=True),
     "peri_ln": dict(peri_ln=True),
     "complete_p": dict(complete_p=True),

@@ -1,5 +1,4 @@
-"""results/claims.py: intervals against simulation, and the verdict rule on made-up sweeps with
-known answers."""
+"""results/claims.py: metrics by hand, and which claims made-up sweeps speak to."""
 
 import math
 from dataclasses import asdict
@@ -9,135 +8,15 @@ import pytest
 
 from model import GPTConfig
 from results import claims
-from results.claims import interval, judge, judge_sweep
+from results.claims import judge_sweep
 from results.runs import Run
-
-# Intervals ---------------------------------------------------------------------------------------
-
-STUDENT_T = [  # level, degrees of freedom, quantile from the tables
-    (0.95, 1, 12.706),
-    (0.95, 2, 4.303),
-    (0.95, 4, 2.776),
-    (0.95, 30, 2.042),
-    (0.99, 2, 9.925),
-    (0.9875, 2, 8.860),
-]
-
-
-@pytest.mark.parametrize("level, df, quantile", STUDENT_T)
-def test_student_t_against_the_tables(level, df, quantile):
-    assert claims.student_t(level, df) == pytest.approx(quantile, rel=1e-3)
-
-
-@pytest.mark.parametrize("n, level", [(2, 0.95), (3, 0.95), (5, 0.95), (3, 0.8)])
-def test_intervals_cover_the_truth_as_often_as_they_say(n, level):
-    rng = np.random.default_rng(0)
-    hits = []
-    for _ in range(3000):
-        mean, half = interval(rng.normal(7, 3, size=n), level)
-        hits.append(abs(mean - 7) <= half)
-    assert np.mean(hits) == pytest.approx(level, abs=0.015)
-
-
-def test_one_seed_has_no_interval():
-    assert interval([3.0]) == (3.0, math.inf)
-
-
-# The rule ----------------------------------------------------------------------------------------
-
-
-def noisy(means, n_seeds, sd=0.02, seed=0):
-    """A table (n_points, n_seeds) around these means."""
-    noise = np.random.default_rng(seed).normal(size=(len(means), n_seeds))
-    return np.array(means)[:, None] + sd * noise
-
-
-KNOWN = [  # shape, the points' means, verdict
-    ("rises", [1, 2, 3, 4], "supported"),
-    ("rises", [4, 3, 2, 1], "opposed"),
-    ("falls", [4, 3, 2, 1], "supported"),
-    ("falls", [1, 2, 3, 4], "opposed"),
-    ("negative", [9, 9, -1], "supported"),
-    ("negative", [-9, -9, 1], "opposed"),
-    ("last highest", [1, 2, 0, 3], "supported"),
-    ("last highest", [1, 3, 0, 2], "opposed"),
-    ("last lowest", [2, 3, 0, 1], "supported"),
-    ("last lowest", [1, 3, 0, 2], "opposed"),
-    ("highest inside", [1, 3, 2, 1], "supported"),
-    ("highest inside", [3, 2, 2, 1], "opposed"),
-    ("highest inside", [1, 3, 3], "undecided"),
-    ("lowest inside", [3, 1, 2, 3], "supported"),
-    ("lowest inside", [1, 2, 2, 3], "opposed"),
-    ("lowest inside", [1, 2], "undecided"),
-    ("highest inside", [1], "undecided"),
-    ("no worse", [1.0, 1.3, 0.9], "supported"),
-    ("no worse", [1.0, 1.0, 1.2], "opposed"),
-]
-
-
-@pytest.mark.parametrize("shape, means, verdict", KNOWN)
-def test_verdicts_on_sweeps_with_known_answers(shape, means, verdict):
-    assert judge(noisy(means, 4), shape)[0] == verdict
-
-
-@pytest.mark.parametrize("shape, means, verdict", KNOWN)
-def test_neither_one_seed_nor_three_that_scatter_decide(shape, means, verdict):
-    assert judge(noisy(means, 1), shape)[0] == "undecided"
-    assert judge(noisy(means, 3, sd=50), shape)[0] == "undecided"
-
-
-def test_effects_are_of_logarithms():
-    verdict, effect, half = judge(np.exp(noisy([0, 2, 4], 3)), "rises", log=True)
-    assert verdict == "supported"
-    assert effect == pytest.approx(2, abs=0.05)
-    assert half < 0.2
-
-
-def test_no_worse_is_a_relative_change_also_with_logarithms():
-    verdict, effect, _ = judge(noisy([10.0, 12.0], 3, sd=0.001), "no worse", log=True)
-    assert verdict == "opposed"
-    assert effect == pytest.approx(0.2, abs=0.001)
-
-
-@pytest.mark.parametrize("value", [1 / 16, 1 / 31, 0.1, 7.3])
-@pytest.mark.parametrize("n_points", [1, 2, 4, 7])
-def test_what_never_moves_has_no_effect(value, n_points):
-    """Rounding is no effect, however alike the seeds."""
-    table = np.full((n_points, 3), value)
-    shapes = ["rises", "falls"]
-    if n_points > 1:
-        shapes += ["last lowest", "highest inside"]
-    for shape in shapes:
-        assert judge(table, shape)[0] == "undecided"
-    assert claims.slope([value] * n_points) == 0.0
-
-
-def test_slope_is_that_of_least_squares():
-    values = np.random.default_rng(0).normal(size=9)
-    by_fit = np.polyfit(np.arange(9), values, 1)[0]
-    assert claims.slope(values) == pytest.approx(by_fit, rel=1e-12)
-
-
-SHAPES_AROUND_ZERO = sorted(set(claims.RULES) - {"no worse"})
-
-
-@pytest.mark.parametrize("shape", SHAPES_AROUND_ZERO)
-def test_noise_around_zero_is_seldom_called_an_effect(shape):
-    verdicts = [judge(noisy(np.zeros(5), 3, sd=0.1, seed=seed), shape)[0] for seed in range(400)]
-    assert 1 - verdicts.count("undecided") / 400 <= 0.075
+from results.verdicts import SHAPES
 
 
 def test_every_claim_has_a_rule_and_a_metric():
     for claim in claims.CLAIMS:
-        assert claim.shape in claims.RULES
+        assert claim.shape in SHAPES
         assert claim.metric in claims.CLAIM_METRICS
-
-
-def test_seeds_that_all_say_the_same_are_no_certainty():
-    """A score of few steps, as usefulness is, repeats exactly; and sums round, here to -1.6e-18."""
-    assert judge([[0.75] * 3, [0.25] * 3], "falls")[0] == "undecided"
-    to_and_fro = np.array([3, 2, 1, 1, 2, 3]) / 6
-    assert judge(np.repeat(to_and_fro[:, None], 3, axis=1), "falls")[0] == "undecided"
 
 
 # Which claims a sweep speaks to ------------------------------------------------------------------
@@ -154,6 +33,10 @@ def made_up_run(seed=0, variance=1.0, perplexity=10.0, accuracy=None, rung=None,
         "permutation": 1,
         "usefulness": {"held_out": 1},
         "n_eff_share": 1,
+        "removal_use": {"n_eff_share": 1},
+        "growth": {"growth": 1, "exponent": 1},
+        "blimp": {"accuracy": 0.5},
+        "same_targets": {"own_context": 1, "short_context": 1},
         "jacobian": {"deviation": [1, 0.5]},
         "densities": {"weight": 1, "attention": 1, "key_value": 1, "expert": 1},
         "choices": {"accuracy": accuracy},
@@ -225,11 +108,44 @@ def test_a_sweep_is_judged_in_the_order_of_its_option():
     assert first.effect == pytest.approx(1.01)  # of seeds 1, 1.01 and 1.02
 
 
-def test_a_sweep_is_judged_on_the_seeds_that_all_points_have():
+def test_a_sweep_is_judged_on_all_seeds_of_every_point():
     points = changing("n_layer", 2, 4, 8)
-    assert judge_sweep(points)[0].n_seeds == 3
+    assert judge_sweep(points)[0].n_seeds == (3, 3)
     points["4"] = points["4"][1:]
-    assert judge_sweep(points)[0].n_seeds == 2
+    assert judge_sweep(points)[0].n_seeds == (2, 3)
+
+
+# Families ----------------------------------------------------------------------------------------
+
+
+def test_each_of_the_paper_s_claims_has_one_primary_claim():
+    primary = [claim.name for claim in claims.CLAIMS if claim.primary]
+    assert primary == [f"C{i}" for i in range(1, 11)]
+
+
+def test_every_claim_on_variance_has_its_twins():
+    on = {
+        metric: [(c.name, c.option, c.shape) for c in claims.CLAIMS if c.metric == metric]
+        for metric in ("last-layer variance", "growth", "exponent")
+    }
+    assert on["last-layer variance"] == on["growth"] == on["exponent"]
+    assert len(on["growth"]) == 6
+
+
+def test_families_part_experiments_from_other_sweeps():
+    verdicts = judge_sweep(changing("n_layer", 2, 4, 8))
+    judged = [(name, verdict) for name in ("depth", "control") for verdict in verdicts]
+    primary, secondary, others = claims.families(judged)
+    assert [v.claim.name for _, v in primary.verdicts] == ["C1", "C2", "C3"]
+    assert {name for name, _ in secondary.verdicts} == {"depth"}
+    assert [name for name, _ in others.verdicts] == ["control"] * len(verdicts)
+    assert len(primary.verdicts) + len(secondary.verdicts) == len(verdicts)
+
+
+def test_a_primary_claim_is_corrected_for_ten_also_while_others_are_missing():
+    verdict = judge_sweep(changing("n_layer", 2, 4, 8))[0]._replace(p=0.004)
+    (adjusted,) = claims.families([("depth", verdict)])[0].adjusted
+    assert adjusted == pytest.approx(0.04)
 
 
 MASKS = [  # options, and the (query, key) pairs that they leave of 16 * 17 / 2
@@ -314,7 +230,7 @@ def test_a_rate_that_diverged_leaves_the_others_to_speak(n_lost):
         del points[point]
     first, *others = judge_sweep(points, lost)
     assert {verdict.claim.name for verdict in (first, *others)} == {"C1", "C2", "C3", "C3+"}
-    assert first.n_seeds == 3
+    assert first.n_seeds == (3, 3)
     logs = np.log([[1 / 4 + 0.001 * s, 8 + 0.001 * s, 1 / 16 + 0.001 * s] for s in range(3)])
     assert first.effect == pytest.approx((logs[:, 2] - logs[:, 0]).mean() / 2)
     assert claims.without_diverged_rates(points, lost) == [("n_layer", 8, 1e-3)]

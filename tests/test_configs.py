@@ -18,6 +18,7 @@ from configs.read import (
 from conftest import REPOSITORY, write_config
 from data.files import BadInput
 from model import GPTConfig
+from results.claims import EXPERIMENT
 
 
 def points(path, **overrides):
@@ -264,7 +265,10 @@ EXPERIMENTS = sorted(
 )
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+PUBLISHED = [path for path in EXPERIMENTS if (REPOSITORY / f"results/{path.stem}.json").exists()]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_what_is_published_can_be_trained_again(path):
     """Names and options are those in results/*.json, which may lack runs that are still to come."""
     results = (REPOSITORY / "results" / f"{path.stem}.json").read_text(encoding="utf-8")
@@ -278,30 +282,44 @@ def test_what_is_published_can_be_trained_again(path):
             assert options[key] == published[name][key], f"{name}: {key}"
 
 
-SHARED = (
-    "dataset",
-    "learning_rate",
-    "weight_decay",
-    "warmup_iters",
-    "max_iters",
-    "eval_tokens",
-    "log_interval",
-)
+def test_every_claim_has_its_experiment():
+    assert set(EXPERIMENT.values()) <= {path.stem for path in EXPERIMENTS}
+
+
+SHARED = ("dataset", "weight_decay", "max_iters", "eval_tokens", "log_interval")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiments_agree_in_what_they_do_not_ask_about(path):
-    if path.stem in ("rates", "control"):  # of another suite: wider, longer, cooler
-        return
     depth, config = (
         tomllib.loads(file.read_text(encoding="utf-8"))
         for file in (REPOSITORY / "configs/depth.toml", path)
     )
+    varied = {"eval_tokens", *config.get("sweep", {}), *sum(map(list, config.get("point", [])), [])}
     for name in SHARED:
-        assert name in config.get("sweep", {}) or config[name] == depth[name]
-    if path.stem != "scale":  # the search that chose the size of a step
-        for point in points(path, vocab_size="8192").values():
-            assert point.training.sequences_per_step * point.model.block_size == 64 * 256
+        assert name in varied or config[name] == depth[name]
+    for point in points(path, vocab_size="8192").values():
+        assert point.training.eval_tokens == depth["eval_tokens"]
+        assert point.training.sequences_per_step * point.model.block_size == 64 * 512
+        assert point.training.warmup_iters == point.training.max_iters // 10
+        assert point.training.eval_interval == point.training.max_iters // 10
+
+
+RATES = {  # of every point, where it is not the suite's
+    "rates": {5e-4, 1e-3, 2e-3, 4e-3, 8e-3},
+    "control": {2e-3, 4e-3},
+    "recipe": {1e-3, 2e-3, 4e-3},
+    "remedies": {2e-3, 4e-3},
+    "half_rate_moe": {1e-3},
+    "half_rate_context": {1e-3},
+    "half_rate_weight_decay": {1e-3},
+}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_rates_are_the_suites_but_where_that_is_the_question(path):
+    rates = {p.training.learning_rate for p in points(path, vocab_size="8192").values()}
+    assert rates == RATES.get(path.stem, {2e-3})
 
 
 def test_the_rungs_of_the_recipe_are_its_ladder():

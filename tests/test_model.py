@@ -434,8 +434,20 @@ def test_initialisation():
             continue
         ends = ("attention.output", "mlp.down", "mlp.shared.down")
         std = 0.02 / 4 if any(end in name for end in ends) else 0.02  # sqrt(2 * 8) = 4
-        four_standard_errors = 4 / math.sqrt(2 * parameter.numel())
-        assert parameter.std().item() == pytest.approx(std, rel=four_standard_errors), name
+        assert_spread(name, parameter, std)
+
+
+def assert_spread(name, parameter, std):
+    four_standard_errors = 4 / math.sqrt(2 * parameter.numel())
+    assert parameter.std().item() == pytest.approx(std, rel=four_standard_errors), name
+
+
+@pytest.mark.parametrize("options", [{}, {"n_expert": 4, "n_shared_expert": 1}])
+def test_the_feed_forwards_last_matrices_can_start_smaller(options):
+    model = GPT(GPTConfig(n_embd=256, n_layer=2, **options, down_init_scale=0.125))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            assert_spread(name, parameter, 0.02 / 8 if "down" in name else 0.02)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 9])

@@ -8,8 +8,16 @@ import pytest
 import analyze
 from model import GPTConfig
 from results import report
-from results.claims import CLAIMS, Verdict
-from results.report import effect_text, left_out, report_text, sentences, sweep_of, with_interval
+from results.claims import CLAIMS, Family, Verdict
+from results.report import (
+    effect_text,
+    family_table,
+    left_out,
+    report_text,
+    sentences,
+    sweep_of,
+    with_interval,
+)
 from results.runs import Run
 
 # A control: depths times rates, two seeds, of which one diverged ---------------------------------
@@ -74,7 +82,9 @@ def control():
     return sweep_of([*runs, made_up_run(8, 0.003, 0, 22), made_up_run(8, 0.003, 1, None)])
 
 
-# Of two seeds the half-width is 12.706 / 2 times their difference.
+# Of two seeds the half-width is 12.706 / 2 times their difference. Contrasts of two points of two
+# seeds have two degrees of freedom: a half-width of 4.303 standard errors, and with t of them
+# p = 1 - t / sqrt(2 + t^2).
 EXPECTED = """\
 # control
 
@@ -97,20 +107,20 @@ At n_layer=8 the rate 0.003 diverged and was left out.
 | 0.55 ± 0.64 | – | 0.015 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 |
 | n_layer=8,learning_rate=0.003 | 22 | 2.718 | 0.5 | 0.2 | 0.125 | 0.5 | – | 0.015 | 1 | 1 | 1 | 1 |
 
-| claim | experiment | predicted | measured effect | verdict |
+| claim | predicted | measured effect | p | verdict |
 |---|---|---|---|---|
-| C1 | control | deeper: more last-layer variance \
-| +1.05 (± 0.64, 2 seeds; log last-layer variance: rises) | supported |
-| C2 | control | deeper: the Jacobian nearer the identity \
-| -1.897 (± 0, 2 seeds; log Jacobian deviation: falls) | undecided |
-| C2 | control | along the layers of the deepest: the Jacobian nearer the identity \
-| -0.6931 (± 0, 2 seeds; slope of log deviation: negative) | undecided |
-| C3 | control | deeper: lower causal score | -0.39 (± 0.13, 2 seeds; causal: falls) | supported |
-| C3 | control | deeper: lower permutation score | – (permutation: falls) | undecided |
-| C3 | control | deeper: lower usefulness \
-| -0.875 (± 0, 2 seeds; usefulness: falls) | undecided |
-| C3+ | control | deeper: smaller share of the depth in use (ours) \
-| -0.45 (± 0.64, 2 seeds; N_eff / L: falls) | undecided |
+| **C1** | deeper: more variance \
+| +1.05 ± 0.22 (2 seeds; log last-layer variance: rises) | 0.0023 | supported |
+| C1 | deeper: more growth, var h_L / var h_1 | – (log growth: rises) | 1 | undecided |
+| C1 | deeper: a larger exponent of growth | – (exponent: rises) | 1 | undecided |
+| **C2** | deeper: the Jacobian nearer the identity \
+| -1.897 ± 0 (2 seeds; log Jacobian deviation: falls) | 1 | undecided |
+| C2 | along the layers of the deepest: the Jacobian nearer the identity \
+| -0.6931 ± 0 (2 seeds; slope of log deviation: negative) | 1 | undecided |
+| **C3** | deeper: causal falls | -0.390 ± 0.043 (2 seeds; causal: falls) | 0.00066 | supported |
+| C3 | deeper: permutation falls | – (permutation: falls) | 1 | undecided |
+| C3 | deeper: usefulness falls | -0.875 ± 0 (2 seeds; usefulness: falls) | 1 | undecided |
+| C3+ | deeper: N_eff / L, removed falls | – (N_eff / L, removed: falls) | 1 | undecided |
 
 Growth and updates, free of the stream's scale:
 
@@ -165,7 +175,7 @@ def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_pa
     report.report_all({"control": control, "one": ONE_RUN}, tmp_path)
     assert (tmp_path / "joint.png").read_text() == "controlone"
     text = (tmp_path / "claims.md").read_text(encoding="utf-8")
-    assert text.count("| control |") == 7 and "| one |" not in text
+    assert text.count("| control |") == 9 and "| one |" not in text
     assert text.endswith("\n\ncontrol: At n_layer=8 the rate 0.003 diverged and was left out.\n")
 
 
@@ -207,19 +217,27 @@ def test_one_seed_has_no_interval_and_what_is_not_measured_is_a_dash():
 
 
 FALLS = next(claim for claim in CLAIMS if claim.metric == "perplexity" and claim.shape == "falls")
-NO_WORSE = next(claim for claim in CLAIMS if claim.shape == "no worse")
-EFFECTS = [
-    (Verdict(FALLS, "", 0.1234, 0.045, 3), "+0.123 (± 0.045, 3 seeds; log perplexity: falls)"),
-    (Verdict(FALLS, "", -2.0, math.inf, 1), "-2 (one seed; log perplexity: falls)"),
-    (Verdict(FALLS, "", math.nan, math.inf, 3), "– (log perplexity: falls)"),
-    (Verdict(NO_WORSE, "", 0.0152, 0.017, 3), "+0.015 (± 0.017, 3 seeds; perplexity: no worse)"),
-    (Verdict(FALLS, "", 0.0, 0.0, 3), "+0 (± 0, 3 seeds; log perplexity: falls)"),
+EFFECTS = [  # effect, half-width, seeds, text
+    (0.1234, 0.045, (3, 3), "+0.123 ± 0.045 (3 seeds; log perplexity: falls)"),
+    (0.1234, 0.045, (3, 5), "+0.123 ± 0.045 (3 to 5 seeds; log perplexity: falls)"),
+    (-2.0, math.inf, (1, 1), "-2 (1 seed; log perplexity: falls)"),
+    (math.nan, math.inf, (3, 3), "– (log perplexity: falls)"),
+    (0.0, 0.0, (3, 3), "+0 ± 0 (3 seeds; log perplexity: falls)"),
 ]
 
 
-@pytest.mark.parametrize("verdict, text", EFFECTS)
-def test_effects_stand_with_their_half_widths(verdict, text):
-    assert effect_text(verdict) == text
+@pytest.mark.parametrize("effect, half, n_seeds, text", EFFECTS)
+def test_effects_stand_with_their_half_widths(effect, half, n_seeds, text):
+    assert effect_text(Verdict(FALLS, "", effect, half, 0.5, n_seeds)) == text
+
+
+def test_verdicts_stand_with_and_without_the_correction():
+    """Two of a family: p = 0.01 holds among its ten, 0.02 would not."""
+    verdicts = [Verdict(FALLS, "opposed", 1.0, 0.5, p, (3, 3)) for p in (0.004, 0.02)]
+    family = Family("Primary", [("moe", v) for v in verdicts], [0.04, 0.18])
+    first, second = family_table(family)[2:]
+    assert first.endswith("| 0.004 | opposed | 0.04 | opposed |")
+    assert second.endswith("| 0.02 | opposed | 0.18 | undecided |")
 
 
 ONE_RUN = sweep_of([made_up_run(1, 0.001, 0, 20)])

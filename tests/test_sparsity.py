@@ -462,6 +462,7 @@ STACKS = {  # options, share of the weights kept
         1.0,
     ),
     "scaled init": (dict(scaled_residual_init=True), 1.0),
+    "feed-forward four times as large": (dict(down_init_scale=4.0), 1.0),
     "1 of 2 experts": (dict(n_expert=2, n_expert_active=1), 1.0),
     "2 of 4 experts, normalised": (
         dict(n_expert=4, n_expert_active=2, normalize_expert_weights=True),

@@ -8,10 +8,8 @@ import pytest
 
 from data.files import BadInput
 from results import tables
-from results.claims import judge_sweep
-from results.report import sweep_of
-from results.runs import read_runs
-from results.tables import HERE, PAGES, TABLES, filled, write_tables
+from results.claims import CLAIMS, Verdict
+from results.tables import HERE, PAGES, TABLES, change_text, claims_table, filled, write_tables
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=["README", "results/README"])
 
@@ -53,42 +51,26 @@ def read(file):
     return file.read_text(encoding="utf-8")
 
 
-FACTOR = re.compile(r"(\d+(?:\.\d+)?) times \((\d+(?:\.\d+)?) to (\d+(?:\.\d+)?)\)")
+# The table of claims ------------------------------------------------------------------------------
+
+CHANGES = [  # metric, effect, half-width, text
+    ("last-layer variance", math.log(2), 0.1, "2.00 times (1.81 to 2.21)"),
+    ("perplexity", -0.01, 0.002, "0.9900 times (0.9881 to 0.9920)"),
+    ("causal", -0.1234, 0.045, "-0.123 ± 0.045"),
+    ("causal", -0.1234, math.inf, "–"),
+]
 
 
-def test_factors_are_effects_of_logarithms():
-    """Such as 2.9 times (2.8 to 3.0), each rounded once from the effect."""
-    sweeps = [sweep_of(read_runs(HERE / f"{name}.json")).points for name in SWEEPS]
-    effects = [
-        [math.exp(verdict.effect + side * verdict.half) for side in (0, -1, 1)]
-        for points in sweeps
-        for verdict in judge_sweep(points)
-    ]
-    factors = FACTOR.findall(read(PAGES[0]))
-    assert len(factors) > 4
-    for factor in factors:
-        places = [len(number.partition(".")[2]) for number in factor]
-        rounded = [
-            tuple(f"{value:.{n}f}" for value, n in zip(effect, places, strict=True))
-            for effect in effects
-        ]
-        assert factor in rounded
+@pytest.mark.parametrize("metric, effect, half, text", CHANGES)
+def test_changes_are_factors_of_what_is_judged_by_its_logarithm(metric, effect, half, text):
+    claim = next(claim for claim in CLAIMS if claim.metric == metric)
+    assert change_text(Verdict(claim, "", effect, half, 0.01, (3, 3))) == text
 
 
-SWEEPS = ("depth", "learning_rate", "weight_decay", "gqa", "moe_small", "moe")
-
-
-def test_entries_and_trainings_are_counted():
-    """Runs that experiments share stand in several files; they agree in what they measured."""
-    names = [path.stem for path in HERE.glob("*.json") if path.with_suffix("").is_dir()]
-    runs = [
-        run
-        for name in names
-        if name not in ("demo", "scale")
-        for run in read_runs(HERE / f"{name}.json")
-    ]
-    trainings = {(run.summary["seconds"], run.summary["val_loss"]) for run in runs}
-    assert f"{len(runs)} entries, which are {len(trainings)} trainings" in read(PAGES[0])
+def test_the_table_of_claims_has_a_row_for_each_of_ten():
+    rows = claims_table()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| C{i}" for i in range(1, 11)]
+    assert {row.count("|") for row in rows} == {7}
 
 
 # Pages -------------------------------------------------------------------------------------------

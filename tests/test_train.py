@@ -347,6 +347,25 @@ def test_a_second_start_trains_nothing_and_leaves_no_litter(trained, project):
     assert not list(project.rglob("*.tmp"))
 
 
+def test_a_run_that_another_sweep_has_is_copied(trained, project, monkeypatch, capsys):
+    """It is described as a point of its new sweep; a run of other options is trained."""
+    _, old = trained
+    (old / "analysis.json").write_text("{}", encoding="utf-8")
+    other = write_config(project, "n_layer = 2\n[sweep]\nseed = [0, 1]\n", name="seeds.toml")
+    trained_now, run_steps = [], train.run_steps
+    monkeypatch.setattr(train, "run_steps", lambda *a: trained_now.append(a[5]) or run_steps(*a))
+    train.main([str(other)])
+    new = run_folder(project, "seed=0", config="seeds")
+    assert trained_now == ["seed=1"]
+    for name in ("log.jsonl", "ckpt.pt", "summary.json", "analysis.json"):
+        assert (new / name).read_bytes() == (old / name).read_bytes()
+    was, now = (read_json(folder / "config.json") for folder in (old, new))
+    assert now.pop("sweep") == {"point": None, "rung": None, "place": 0, "options": ["seed"]}
+    was.pop("sweep")
+    assert now == was
+    assert "copied" in capsys.readouterr().out
+
+
 def test_training_works_without_fast(project, monkeypatch):
     monkeypatch.setattr(train, "fast", None)
     train.main([str(write_config(project))])
