@@ -337,20 +337,38 @@ def causal_matrix(model, idx):
     return torch.from_numpy(causal_changes(changed, size))
 
 
-def swap_losses(model, idx, targets):
-    """Each sequence's loss, (N, 1 + pairs): of the model itself, then with blocks a and b > a
-    swapped, pair by pair as np.triu_indices lists them."""
+def swap_losses(model, idx, targets, one_in=1):
+    """(N, pairs) each sequence's loss with blocks a and b > a swapped, pair by pair as
+    np.triu_indices lists them; and (N, pairs) that of the model itself.
+
+    one_in > 1 takes turns: pair p is swapped in one in so many sequences, n with n - p divisible by
+    one_in, and both tables are zero at the others, so that means over all N still have the ratio of
+    means over those."""
     blocks, L = list(model.blocks), len(model.blocks)
     swaps = [
         (a, [blocks[b], *blocks[a + 1 : b], blocks[a], *blocks[b + 1 :]])
         for a, b in zip(*np.triu_indices(L, k=1), strict=True)
     ]
-    return intervention_losses(model, idx, targets, [untouched(model), *swaps])
+    swapped, whole = torch.zeros(2, len(idx), len(swaps), dtype=torch.float64)
+    for turn in range(one_in):
+        rows, pairs = slice(turn, None, one_in), slice(turn, None, one_in)
+        interventions = [untouched(model), *swaps[pairs]]
+        losses = intervention_losses(model, idx[rows], targets[rows], interventions)
+        swapped[rows, pairs], whole[rows, pairs] = losses[:, 1:], losses[:, :1]
+    return swapped, whole
+
+
+def turns(L, N):
+    """One in how many of N sequences a pair of L blocks is swapped in, or greedy removal looks for
+    its order in. All pairs and all removals grow as L^3 a sequence; beyond 16 blocks fewer
+    sequences each keep their cost at about L, and two of them always remain."""
+    return max(1, min((L // 16) ** 2, N // 2))
 
 
 def permutation_matrix(model, idx, targets):
     """P[a, b] = |L(blocks a and b swapped) - L(M)| / L(M), symmetric, (L, L). Scalar: pair_mean."""
-    return of_pairs(swap_changes(swap_losses(model, idx, targets).mean(dim=0)), len(model.blocks))
+    swapped, whole = (losses.mean(dim=0) for losses in swap_losses(model, idx, targets))
+    return of_pairs(swap_changes(swapped, whole), len(model.blocks))
 
 
 def of_pairs(values, L):
@@ -372,17 +390,17 @@ def prune_ratios(model, idx, targets):
     return ratios_of(removal_losses(model, idx, targets).mean(dim=0))
 
 
-def cumulative_pruning(model, idx, targets, order, ratios=None):
+def cumulative_pruning(model, idx, targets, order, ratios=None, one_in=1):
     """Losses with 0, 1, ..., L blocks removed, (L + 1,). order: "last" (deepest first), "least" (by
     prune_ratios, computed if not given, least harmful first) or "greedy" (at each step the block
-    whose removal now hurts least)."""
+    whose removal now hurts least, in one in one_in sequences; the losses are of all)."""
     if order not in ("last", "least", "greedy"):
         raise ValueError(f'order = "{order}" must be last, least or greedy')
-    if order == "greedy":
-        return greedy_pruning(model, idx, targets)
     blocks, L = list(model.blocks), len(model.blocks)
     if order == "last":
         removed = list(range(L))[::-1]
+    elif order == "greedy":
+        removed = greedy_order(model, idx[::one_in], targets[::one_in])
     else:
         ratios = prune_ratios(model, idx, targets) if ratios is None else ratios
         removed = ratios.argsort().tolist()
@@ -394,16 +412,15 @@ def cumulative_pruning(model, idx, targets, order, ratios=None):
     return intervention_losses(model, idx, targets, interventions).mean(dim=0)
 
 
-def greedy_pruning(model, idx, targets):
-    """Losses (L + 1,) as at each step the block goes whose removal hurts least."""
-    kept = list(model.blocks)
-    losses = [intervention_losses(model, idx, targets, [untouched(model)]).mean().item()]
+def greedy_order(model, idx, targets):
+    """Block numbers, as at each step the block goes whose removal hurts least."""
+    kept, removed = list(range(len(model.blocks))), []
     while kept:
-        removals = [(i, kept[i + 1 :]) for i in range(len(kept))]
-        tried = intervention_losses(model, idx, targets, removals, blocks=kept).mean(dim=0)
-        losses.append(tried.min().item())
-        del kept[tried.argmin()]
-    return torch.tensor(losses, dtype=torch.float64)
+        blocks = [model.blocks[l] for l in kept]
+        removals = [(i, blocks[i + 1 :]) for i in range(len(kept))]
+        tried = intervention_losses(model, idx, targets, removals, blocks).mean(dim=0)
+        removed.append(kept.pop(tried.argmin()))
+    return removed
 
 
 # Scores: usefulness, what becomes of the loss when a block is made linear ------------------------
@@ -496,7 +513,8 @@ def score_run(model, config, n_sequences, device):
     others = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
     # J - I is a small difference; for the rest a GPU's tf32 products will do.
     torch.set_float32_matmul_precision("highest")
-    jacobian = jacobian_deviation(model, idx[: max(1, n_sequences // JACOBIAN_SHARE)])
+    few = idx[: max(1, n_sequences // JACOBIAN_SHARE)]
+    jacobian = jacobian_deviation(model, few)
     torch.set_float32_matmul_precision("high")
     # Hooks do not run in compiled blocks, so what needs them takes the model as it is.
     compiled = fast.with_compiled_blocks(model) if fast else model
@@ -505,6 +523,7 @@ def score_run(model, config, n_sequences, device):
     linear, linear_errors = score_linear_maps(compiled, idx, targets, *others)
     analysis = {
         "sequences": len(idx),
+        "sequences_of": {"jacobian": len(few), **losses.pop("sequences_of")},
         "length": idx.shape[1],
         **stream,
         **losses,
@@ -541,17 +560,17 @@ def score_stream(model, idx):
 
 def score_interventions(model, idx, targets):
     """Entries of analysis.json, and their standard errors."""
-    L = len(model.blocks)
-    norms, swaps = causal_norms(model, idx), swap_losses(model, idx, targets)
+    L, one_in = len(model.blocks), turns(len(model.blocks), len(idx))
+    norms, swaps = causal_norms(model, idx), swap_losses(model, idx, targets, one_in)
     removals = removal_losses(model, idx, targets)
     pruned = ratios_of(removals.mean(dim=0))
     curves = {
-        order: cumulative_pruning(model, idx, targets, order, pruned)
+        order: cumulative_pruning(model, idx, targets, order, pruned, one_in)
         for order in ("last", "least", "greedy")
     }
     causal = causal_changes(*(of_sequences.mean(dim=0).numpy() for of_sequences in norms))
-    permutation = of_pairs(swap_changes(swaps.mean(dim=0)), L)
-    scores, errors = jackknife(interventions_come_to, *norms, swaps, removals)
+    permutation = of_pairs(swap_changes(*(losses.mean(dim=0) for losses in swaps)), L)
+    scores, errors = jackknife(interventions_come_to, *norms, *swaps, removals)
     _, errors["removal_use"] = jackknife(use_by_losses, removals)
     entries = {
         **{name: scores[name] for name in ("loss", "perplexity", "causal", "permutation")},
@@ -559,14 +578,15 @@ def score_interventions(model, idx, targets):
         "cumulative": as_lists(curves),
         "causal_matrix": causal.tolist(),
         "permutation_matrix": permutation.tolist(),
+        "sequences_of": {"swap": len(idx) // one_in, "greedy_order": len(idx[::one_in])},
     }
     return entries, errors
 
 
-def interventions_come_to(changed, size, swaps, removals):
+def interventions_come_to(changed, size, swapped, whole, removals):
     """Means over sequences of what causal_norms, swap_losses and removal_losses return -> {name:
     number or array}."""
-    changes = swap_changes(swaps)
+    changes = swap_changes(swapped, whole)
     return {
         "loss": removals[0],
         "perplexity": float(np.exp(removals[0])),
@@ -731,14 +751,14 @@ def was_scored_as(folder, scored_as):
 # What scoring costs ------------------------------------------------------------------------------
 
 
-def whole_passes(config):
+def whole_passes(config, n_sequences):
     """About how many forward passes over its sequences the scores of a model take: a block swapped
     with another, greedy removal, and for each block some ten interventions; the Jacobian, a pass
     and its gradient for each feature, on few sequences; and multiple choice, twice, by four
     continuations of some hundred tokens."""
     L, C = config.n_layer, config.n_embd
     choices = 8 * ITEMS_PER_SEQUENCE * min(1, 100 / config.block_size)
-    return L * L / 2 + 5 * L + 20 + 3 * C / JACOBIAN_SHARE + choices
+    return L * L / 2 / turns(L, n_sequences) + 5 * L + 20 + 3 * C / JACOBIAN_SHARE + choices
 
 
 def announce(path, folders, n_sequences):
@@ -761,7 +781,9 @@ def announce(path, folders, n_sequences):
         with torch.device("meta"):  # counts alone
             few = GPT(of_run)
         n_tokens = n_sequences * min(of_run.block_size, idx.shape[1])
-        total += whole_passes(of_run) * n_tokens * few.flops_per_token() * per_operation
+        total += (
+            whole_passes(of_run, n_sequences) * n_tokens * few.flops_per_token() * per_operation
+        )
         held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(of_run))
         largest = max(largest, 4 * (held + few.count_parameters()))
     say(

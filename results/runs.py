@@ -45,6 +45,7 @@ MATRIX_DIGITS = 3
 
 # What others read of the files below, and of what kind it must be.
 NUMBERS, NONE = [Number()], type(None)
+N_SEQUENCES = Number(int, 1)
 SUMMARY = {
     "diverged": bool,
     "seconds": Number(float, 0),
@@ -65,7 +66,7 @@ SWEEP = {
 LOGGED = {"step": Number(int, 0), "tokens": Number(int, 0)}
 VALIDATED = {**LOGGED, "val_loss": Number(), "variance": NUMBERS}
 ANALYSIS = {
-    "sequences": Number(int, 1),
+    "sequences": N_SEQUENCES,
     "length": Number(int, 1),
     "variance": {"residual": NUMBERS, "attention": NUMBERS, "mlp": NUMBERS},
     "prune_ratios": NUMBERS,
@@ -94,6 +95,9 @@ ANALYSIS = {
         "expert": Number(),
     },
     # Older runs lack some of these.
+    "sequences_of": Maybe(
+        {"jacobian": N_SEQUENCES, "swap": N_SEQUENCES, "greedy_order": N_SEQUENCES}
+    ),
     "choices": Maybe({"accuracy": Number()}),
     "task": Maybe({"accuracy": Number()}),
     "blimp": Maybe({"accuracy": Number()}),

@@ -59,9 +59,10 @@ def use_of_depth(ratios):
     return scores
 
 
-def swap_changes(losses):
-    """|L(two blocks swapped) - L(M)| / L(M): of the model's loss and the pairs', (1 + n,)."""
-    return abs(losses[1:] - losses[0]) / losses[0]
+def swap_changes(swapped, whole):
+    """|L(two blocks swapped) - L(M)| / L(M) of each pair, (pairs,) each: the loss of its swap, and
+    the model's own on the same sequences."""
+    return abs(swapped - whole) / whole
 
 
 def causal_changes(changed, size):

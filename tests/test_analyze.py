@@ -121,6 +121,34 @@ def test_permutation_matrix_swaps_each_pair(toggle):
             assert matrix[a, b].item() == close(abs(whole - loss) / whole)
 
 
+@pytest.mark.parametrize("n_layer, one_in", [(4, 2), (3, 3), (1, 1)])
+def test_pairs_that_take_turns_are_each_swapped_in_their_own_sequences(n_layer, one_in):
+    """All of them, and then without each of the sequences, as the jackknife leaves one out."""
+    N, model = 7, build(n_layer)
+    idx, targets = data(N)
+    tables = [table.numpy() for table in analyze.swap_losses(model, idx, targets, one_in)]
+    pairs = [(a, b) for a in range(n_layer) for b in range(a + 1, n_layer)]
+    assert all(table.shape == (N, len(pairs)) for table in tables)
+    for left_out in [None, *range(N)]:
+        kept = [n for n in range(N) if n != left_out]
+        changes = scores.swap_changes(*(table[kept].mean(axis=0) for table in tables))
+        for p, (a, b) in enumerate(pairs):
+            of_pair = [n for n in kept if (n - p) % one_in == 0]
+            swapped = list(model.blocks)
+            swapped[a], swapped[b] = swapped[b], swapped[a]
+            whole = loss_through(model, model.blocks, idx[of_pair], targets[of_pair])
+            loss = loss_through(model, swapped, idx[of_pair], targets[of_pair])
+            assert changes[p] == close(abs(whole - loss) / whole)
+
+
+@pytest.mark.parametrize(
+    "n_layer, n_sequences, expected",
+    [(1, 48, 1), (16, 48, 1), (24, 48, 1), (32, 48, 4), (64, 48, 16), (64, 16, 8), (32, 1, 1)],
+)
+def test_turns(n_layer, n_sequences, expected):
+    assert analyze.turns(n_layer, n_sequences) == expected
+
+
 @each_toggle
 def test_cumulative_pruning_from_the_last(toggle):
     model, (idx, targets) = build(**toggle), data()
@@ -157,6 +185,29 @@ def test_greedy_pruning_tries_every_block_at_every_step(toggle):
         expected.append(min(losses.values()))
     curve = unchanged(analyze.cumulative_pruning, model, idx, targets, "greedy")
     assert curve.tolist() == close(expected)
+
+
+def test_greedy_pruning_may_look_for_its_order_in_few_sequences():
+    """Where that order is another than all sequences give: the curve is that of all."""
+    model, (idx, targets) = build(), data(4, seed=4)
+    orders, curves = [], []
+    for one_in in (1, 2):
+        kept, order = list(range(LAYERS)), []
+        expected = [loss_through(model, model.blocks, idx, targets)]
+        while kept:
+            losses = {}
+            for l in kept:
+                others = [model.blocks[k] for k in kept if k != l]
+                losses[l] = loss_through(model, others, idx[::one_in], targets[::one_in])
+            order.append(min(losses, key=losses.get))
+            kept.remove(order[-1])
+            rest = [model.blocks[k] for k in kept]
+            expected.append(loss_through(model, rest, idx, targets))
+        curve = analyze.cumulative_pruning(model, idx, targets, "greedy", one_in=one_in)
+        assert curve.tolist() == close(expected)
+        orders.append(order)
+        curves.append(expected)
+    assert orders[0] != orders[1] and curves[0] != curves[1]
 
 
 @each_toggle
@@ -625,6 +676,7 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
     model = build().float()
     monkeypatch.setattr(analyze, "held_out_sequences", lambda *_, parity=0, device: data(3, parity))
     analysis = analyze.score_run(model, None, 3, torch.device("cpu"))
+    assert analysis["sequences_of"] == {"jacobian": 1, "swap": 3, "greedy_order": 3}
     assert json.loads(json.dumps(analysis)) == analysis
     assert set(analysis["jacobian"]) == {"deviation", "off_diagonal", "spectral", "per_token"}
     assert not analysis.keys() & {"share_above", "thresholds"}
@@ -643,6 +695,22 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
     permutation = analyze.permutation_matrix(model, idx, targets)
     assert analysis["permutation"] == pytest.approx(scores.pair_mean(permutation), rel=1e-4)
     assert np.array(analysis["permutation_matrix"]) == pytest.approx(permutation.numpy(), rel=1e-4)
+
+
+def test_deep_models_are_swapped_in_fewer_sequences_which_analysis_says(monkeypatch):
+    """Five sequences, of which a pair is swapped in two or three: means, jackknife and matrix."""
+    monkeypatch.setattr(analyze, "turns", lambda L, N: 2)
+    monkeypatch.setattr(analyze, "held_out_sequences", lambda *_, parity=0, device: data(5, parity))
+    model, (idx, targets) = build(), data(5)
+    analysis = analyze.score_run(model, None, 5, torch.device("cpu"))
+    assert analysis["sequences_of"] == {"jacobian": 1, "swap": 2, "greedy_order": 3}
+    matrix = np.zeros((LAYERS, LAYERS))
+    for turn in (0, 1):
+        of_turn = analyze.permutation_matrix(model, idx[turn::2], targets[turn::2]).numpy()
+        pairs = [pair[turn::2] for pair in np.triu_indices(LAYERS, k=1)]
+        matrix[tuple(pairs)] = of_turn[tuple(pairs)]
+    assert np.array(analysis["permutation_matrix"]) == pytest.approx(matrix + matrix.T)
+    assert analysis["permutation"] == pytest.approx(scores.pair_mean(matrix))
 
 
 # A run that was scored ---------------------------------------------------------------------------
