@@ -61,10 +61,13 @@ from results.scores import (
     effective_depth,
     growth_of_variance,
     jackknife,
+    kept_per_sequence,
     mean_by_bin,
     pair_mean,
     position_bins,
+    pseudo_values,
     ratios_of,
+    standard_errors,
     swap_changes,
     updates_in_the_middle,
     use_of_depth,
@@ -507,7 +510,8 @@ def passes_over_data(model, config):
 def score_run(model, config, n_sequences, device):
     """Every score of one model, {name: numbers and lists}, on held-out sequences; the linear maps
     are fitted on others. "standard_errors" has the names again, with the errors over sequences of
-    those that a jackknife can give: it fails for usefulness, which a threshold makes jump. Leaves
+    those that a jackknife can give (it fails for usefulness, which a threshold makes jump), and
+    "per_sequence" the pseudo-values of those that differences of runs need (paired_error). Leaves
     torch's matmul precision at "high"."""
     idx, targets = held_out_sequences(config, model.config, n_sequences, device=device)
     others = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
@@ -518,9 +522,10 @@ def score_run(model, config, n_sequences, device):
     torch.set_float32_matmul_precision("high")
     # Hooks do not run in compiled blocks, so what needs them takes the model as it is.
     compiled = fast.with_compiled_blocks(model) if fast else model
-    stream, stream_errors = score_stream(model, idx)
-    losses, loss_errors = score_interventions(compiled, idx, targets)
-    linear, linear_errors = score_linear_maps(compiled, idx, targets, *others)
+    stream, stream_pseudo = score_stream(model, idx)
+    losses, loss_pseudo = score_interventions(compiled, idx, targets)
+    linear, linear_pseudo = score_linear_maps(compiled, idx, targets, *others)
+    pseudo = stream_pseudo | loss_pseudo | linear_pseudo
     analysis = {
         "sequences": len(idx),
         "sequences_of": {"jacobian": len(few), **losses.pop("sequences_of")},
@@ -532,13 +537,14 @@ def score_run(model, config, n_sequences, device):
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
         "predicted_variance": variance_at_initialisation(model.config, idx.cpu()),
-        "standard_errors": stream_errors | loss_errors | linear_errors,
+        "standard_errors": standard_errors(pseudo),
+        "per_sequence": kept_per_sequence(pseudo),
     }
     return analysis | derived(analysis)
 
 
 def score_stream(model, idx):
-    """Entries of analysis.json, and their standard errors."""
+    """Entries of analysis.json, and their pseudo-values."""
     by_token = stream_by_token(model, idx)
     of_sequences = {name: values.mean(dim=1) for name, values in by_token.items()}  # (N, L)
     entries = {"variance": as_lists(variances_of(by_token))}
@@ -552,14 +558,14 @@ def score_stream(model, idx):
         return {"last_layer_variance": variance[-1]}
 
     residual, size = of_sequences["residual"], of_sequences["block", "size"]
-    _, errors = jackknife(last_variance, residual)
-    _, errors["growth"] = jackknife(growth_of_variance, residual)
-    _, errors["updates"] = jackknife(updates_in_the_middle, of_sequences["angle"], size)
-    return entries, errors
+    _, pseudo = pseudo_values(last_variance, residual)
+    _, pseudo["growth"] = pseudo_values(growth_of_variance, residual)
+    _, pseudo["updates"] = pseudo_values(updates_in_the_middle, of_sequences["angle"], size)
+    return entries, pseudo
 
 
 def score_interventions(model, idx, targets):
-    """Entries of analysis.json, and their standard errors."""
+    """Entries of analysis.json, and their pseudo-values."""
     L, one_in = len(model.blocks), turns(len(model.blocks), len(idx))
     norms, swaps = causal_norms(model, idx), swap_losses(model, idx, targets, one_in)
     removals = removal_losses(model, idx, targets)
@@ -570,8 +576,8 @@ def score_interventions(model, idx, targets):
     }
     causal = causal_changes(*(of_sequences.mean(dim=0).numpy() for of_sequences in norms))
     permutation = of_pairs(swap_changes(*(losses.mean(dim=0) for losses in swaps)), L)
-    scores, errors = jackknife(interventions_come_to, *norms, *swaps, removals)
-    _, errors["removal_use"] = jackknife(use_by_losses, removals)
+    scores, pseudo = pseudo_values(interventions_come_to, *norms, *swaps, removals)
+    _, pseudo["removal_use"] = pseudo_values(use_by_losses, removals)
     entries = {
         **{name: scores[name] for name in ("loss", "perplexity", "causal", "permutation")},
         "prune_ratios": pruned.tolist(),
@@ -580,7 +586,7 @@ def score_interventions(model, idx, targets):
         "permutation_matrix": permutation.tolist(),
         "sequences_of": {"swap": len(idx) // one_in, "greedy_order": len(idx[::one_in])},
     }
-    return entries, errors
+    return entries, pseudo
 
 
 def interventions_come_to(changed, size, swapped, whole, removals):
@@ -602,7 +608,7 @@ def use_by_losses(losses):
 
 
 def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
-    """Entries of analysis.json, and their standard errors, the maps taken as they are."""
+    """Entries of analysis.json, and their pseudo-values, the maps taken as they are."""
     maps = fit_linear_maps(model, fit_idx)
     losses = linear_losses(model, maps, idx, targets)
     ratios = {
@@ -617,9 +623,9 @@ def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
         "n_eff": n_eff,
         "n_eff_share": n_eff / len(model.blocks),
     }
-    _, errors = jackknife(lambda losses: {"linear_ratios": ratios_of(losses)}, losses)
-    _, errors["linear_use"] = jackknife(use_by_losses, losses)
-    return entries, errors
+    _, pseudo = pseudo_values(lambda losses: {"linear_ratios": ratios_of(losses)}, losses)
+    _, pseudo["linear_use"] = pseudo_values(use_by_losses, losses)
+    return entries, pseudo
 
 
 def score_similarity(model, idx):

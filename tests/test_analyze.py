@@ -572,12 +572,17 @@ def test_standard_errors_are_those_of_leaving_out_each_sequence(toggle, monkeypa
         table = np.array([of_one[name] for of_one in left_out])
         expected = np.sqrt((N - 1) / N * ((table - table.mean(axis=0)) ** 2).sum(axis=0))
         assert error == pytest.approx(expected, rel=1e-6, abs=1e-12), name
-    values = flattened(scores_from_scratch(model, maps, idx, targets))
-    for name in values.keys() - {("last_layer_variance",), ("linear_ratios",)}:
+    whole = flattened(scores_from_scratch(model, maps, idx, targets))
+    for name, by_sequence in flattened(analysis["per_sequence"]).items():
+        expected = [N * whole[name] - (N - 1) * of_one[name] for of_one in left_out]
+        assert by_sequence == pytest.approx(np.array(expected), rel=1e-5, abs=1e-9), name
+    own = [loss_through(model, model.blocks, idx[n : n + 1], targets[n : n + 1]) for n in range(N)]
+    assert analysis["per_sequence"]["loss"] == close(own)
+    for name in whole.keys() - {("last_layer_variance",), ("linear_ratios",)}:
         value = analysis
         for key in name:
             value = value[key]
-        assert value == pytest.approx(values[name], rel=1e-6), name
+        assert value == pytest.approx(whole[name], rel=1e-6), name
 
 
 # Held-out and training text ----------------------------------------------------------------------
