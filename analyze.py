@@ -40,6 +40,7 @@ from data.read import (
     load_meta,
     load_pairs,
     load_tokens,
+    same_targets,
     spread_offsets,
     take_sequences,
 )
@@ -106,6 +107,8 @@ SCORED_BY = [
 ]
 JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
 DENSITY_SEQUENCES = 16
+SHORT_CONTEXT = 64  # tokens, of which 32 to 63 stand before a target
+SAME_TARGETS_SHARE = 1 / 4  # of eval_tokens
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
 
 
@@ -498,6 +501,20 @@ def text_losses(model, config, split):
     return losses_by_position(model, *take_sequences(tokens, offsets, T, device))
 
 
+def losses_of_targets(model, tokens, firsts, T):
+    """Cross-entropy in nats of the targets that same_targets begins at `firsts`, a stretch a row,
+    float64 on the CPU: each in a window of T tokens, with T / 2 to T - 1 of them before it. Windows
+    overlap by half, and of each the second half counts."""
+    n_counted, stretch = T // 2, read.LONGEST_CONTEXT // 2
+    losses = torch.zeros(len(firsts), stretch, dtype=torch.float64)
+    for end in [*range(n_counted, stretch, n_counted), stretch]:
+        rows, wanted = take_sequences(tokens, firsts + end - T, T, model.head.weight.device)
+        # The window's last place predicts the token behind it, which is of no interest.
+        of_window = losses_by_position(model, rows, wanted)[:, -1 - n_counted : -1]
+        losses[:, end - n_counted : end] = of_window
+    return losses
+
+
 def passes_over_data(model, config):
     """Tokens that the model was trained on, over those that there are in train.bin."""
     n_trained = config.max_iters * config.sequences_per_step * model.config.block_size
@@ -667,6 +684,23 @@ def training_scores(losses):
     return {"training_loss": float(losses.mean())}
 
 
+def score_same_targets(model, config):
+    """The entry "same_targets" of analysis.json, and its pseudo-values, one for each stretch of
+    text: the loss on tokens that are the same for all contexts, in windows of the model's own
+    context and in those of SHORT_CONTEXT. A context that is too short or too long for one of the
+    two, or a text too short for both, goes without."""
+    tokens, T = load_tokens(config.dataset, "val", model.config), model.config.block_size
+    firsts = same_targets(len(tokens), int(config.eval_tokens * SAME_TARGETS_SHARE))
+    entry, pseudo = {"targets": len(firsts) * (read.LONGEST_CONTEXT // 2)}, {}
+    for name, length in {"own_context": T, "short_context": SHORT_CONTEXT}.items():
+        if len(firsts) and 2 <= length <= min(T, read.LONGEST_CONTEXT):
+            of_stretches = losses_of_targets(model, tokens, firsts, length).mean(dim=1).numpy()
+            entry[name] = float(of_stretches.mean())
+            if len(firsts) > 1:  # one stretch alone has no error
+                pseudo[name] = of_stretches
+    return entry, pseudo
+
+
 def variance_at_initialisation(config, idx):
     """What log.jsonl should show at step 0, the mean over the sequences idx (N, T); None where
     that ran longer sequences than these."""
@@ -720,6 +754,9 @@ def analyse_run(folder, n_sequences, scored_by, task=None, blimp=None):
     model = fast.with_sorted_experts(model) if fast else model
     analysis = score_run(model, config, n_sequences, device)
     analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
+    analysis["same_targets"], pseudo = score_same_targets(model, config)
+    analysis["standard_errors"]["same_targets"] = standard_errors(pseudo)
+    analysis["per_sequence"]["same_targets"] = kept_per_sequence(pseudo)
     analysis |= score_tasks(model, config, ITEMS_PER_SEQUENCE * n_sequences, task, blimp)
     analysis |= {
         "seconds": time.perf_counter() - started,

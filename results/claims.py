@@ -91,6 +91,16 @@ def entry(*keys):
     return look_up
 
 
+def exponential(look_up):
+    """The function of a run that is e to what look_up finds; None where it finds nothing."""
+
+    def power(run):
+        value = look_up(run)
+        return None if value is None else math.exp(value)
+
+    return power
+
+
 def jacobian_deviation(run):
     return float(np.mean(run.analysis["jacobian"]["deviation"]))
 
@@ -123,6 +133,8 @@ CLAIM_METRICS = {
     **METRICS,
     "growth at initialisation": growth_at_initialisation,
     "slope of log deviation": slope_of_log_deviation,
+    "perplexity, own context": exponential(entry("same_targets", "own_context")),
+    "perplexity, 32 to 63 keys": exponential(entry("same_targets", "short_context")),
 }
 
 
@@ -163,6 +175,8 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
         "held-out loss": entry("text", "held_out_loss"),
         "training loss": entry("text", "training_loss"),
         "held-out less training": entry("text", "gap"),
+        "same targets, own context": entry("same_targets", "own_context"),
+        "same targets, 32 to 63 keys": entry("same_targets", "short_context"),
     },
     "Tasks, with their controls": {
         "choices after another item's context": entry("choices", "control"),

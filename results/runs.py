@@ -113,6 +113,13 @@ ANALYSIS = {
     "removal_use": Maybe(dict),
     "standard_errors": Maybe(dict),
     "per_sequence": Maybe(dict),
+    "same_targets": Maybe(
+        {
+            "targets": Number(int, 0),
+            "own_context": Maybe(Number()),
+            "short_context": Maybe(Number()),
+        }
+    ),
     "text": Maybe({"passes": Number(), "by_position": NUMBERS, "positions_read": NUMBERS}),
 }
 # How many numbers, or rows, an entry holds beyond the number of blocks.

@@ -631,6 +631,84 @@ def test_text_is_scored_in_the_whole_context_on_as_many_tokens_of_either_file(pr
 EDGES = [0, 1, 2, 4, 8, 16]
 
 
+# The same targets for all contexts ---------------------------------------------------------------
+
+
+def model_of_context(T, vocab_size=20):
+    torch.manual_seed(0)
+    shape = dict(n_layer=2, n_head=2, n_embd=8, mlp_hidden=16)
+    model = GPT(GPTConfig(block_size=T, vocab_size=vocab_size, **shape)).double()
+    as_if_trained(model, 12)
+    return model.eval()
+
+
+@torch.no_grad()
+def loss_of_token(model, tokens, place, n_before):
+    """The loss of one token, predicted from so many before it and nothing else."""
+    before = torch.tensor(tokens[place - n_before : place].astype(int))[None]
+    return -model(before)[0][0, -1].log_softmax(-1)[int(tokens[place])].item()
+
+
+@pytest.mark.parametrize(
+    "T, n_before",  # of the eight targets of a stretch
+    [
+        (2, [1, 1, 1, 1, 1, 1, 1, 1]),
+        (4, [2, 3, 2, 3, 2, 3, 2, 3]),
+        (5, [3, 4, 3, 4, 3, 4, 3, 4]),
+        (6, [3, 4, 5, 3, 4, 3, 4, 5]),  # the last window ends with the stretch
+        (16, [8, 9, 10, 11, 12, 13, 14, 15]),
+    ],
+)
+def test_each_target_has_half_its_context_before_it_or_more(T, n_before, monkeypatch):
+    """Token by token: as many before it as are counted here by hand."""
+    monkeypatch.setattr("data.read.LONGEST_CONTEXT", 16)
+    model, firsts = model_of_context(T), np.array([8, 20, 21])
+    tokens = np.random.default_rng(0).integers(20, size=30).astype(np.uint16)
+    losses = unchanged(analyze.losses_of_targets, model, tokens, firsts, T)
+    assert losses.shape == (3, 8)
+    for row, first in zip(losses, firsts, strict=True):
+        for target, (loss, n) in enumerate(zip(row, n_before, strict=True)):
+            assert loss.item() == close(loss_of_token(model, tokens, first + target, n))
+
+
+@pytest.mark.parametrize(
+    "T, measured",
+    [
+        (2, {"own_context"}),
+        (4, {"own_context", "short_context"}),
+        (16, {"own_context", "short_context"}),
+        (32, {"short_context"}),
+    ],
+)
+def test_contexts_are_compared_on_the_same_targets(T, measured, project, monkeypatch):
+    """Four stretches of eight tokens, whatever the context, with those behind it unread."""
+    monkeypatch.setattr("data.read.LONGEST_CONTEXT", 16)
+    monkeypatch.setattr(analyze, "SHORT_CONTEXT", 4)
+    model = model_of_context(T, vocab_size=257)
+    config = TrainConfig(dataset="tiny", eval_tokens=4 * 32)
+    entry, pseudo = analyze.score_same_targets(model, config)
+    assert entry.keys() == {"targets"} | measured and pseudo.keys() == measured
+    assert entry["targets"] == 32
+    tokens = np.fromfile(project / "data/tiny/val.bin", dtype=np.uint16)
+    firsts = [8, 8 + 583 // 3, 8 + 2 * 583 // 3, 591]  # evenly from 8 to 600 - 1 - 8
+    for name, window in {"own_context": T, "short_context": 4}.items():
+        if name in measured:
+            n_before = [window - window // 2 + i % (window // 2) for i in range(8)]
+            means = [
+                np.mean(
+                    [loss_of_token(model, tokens, first + i, n) for i, n in enumerate(n_before)]
+                )
+                for first in firsts
+            ]
+            assert pseudo[name] == pytest.approx(np.array(means))
+            assert entry[name] == pytest.approx(np.mean(means))
+
+
+def test_a_text_too_short_for_the_longest_context_has_no_such_targets(project):
+    config = TrainConfig(dataset="tiny", eval_tokens=128)
+    assert analyze.score_same_targets(model_of_context(16, 257), config) == ({"targets": 0}, {})
+
+
 # Interrupted -------------------------------------------------------------------------------------
 
 
@@ -755,6 +833,18 @@ def test_what_is_scored_is_scored_again_where_something_changed_or_it_is_asked_f
     again = scored(sweep, "--again")
     assert again != first
     assert scored(sweep, "--sequences", "2") != again
+
+
+def test_a_run_is_scored_on_the_same_targets_as_others(trained, monkeypatch):
+    monkeypatch.setattr("data.read.LONGEST_CONTEXT", 16)
+    sweep, run = trained
+    scored(sweep)
+    analysis = json.loads((run / "analysis.json").read_text())
+    entry, means = analysis["same_targets"], analysis["per_sequence"]["same_targets"]
+    assert entry["targets"] == 16 and entry.keys() == {"targets", "own_context"}
+    assert entry["own_context"] == pytest.approx(np.mean(means["own_context"]))
+    error = analysis["standard_errors"]["same_targets"]["own_context"]
+    assert error == pytest.approx(abs(np.subtract(*means["own_context"])) / 2)  # of two stretches
 
 
 def test_other_code_that_scores_scores_again(trained, monkeypatch, tmp_path):
