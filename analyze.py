@@ -40,6 +40,7 @@ from data.read import (
     load_meta,
     load_pairs,
     load_tokens,
+    same_targets,
     spread_offsets,
     take_sequences,
 )
@@ -61,10 +62,13 @@ from results.scores import (
     effective_depth,
     growth_of_variance,
     jackknife,
+    kept_per_sequence,
     mean_by_bin,
     pair_mean,
     position_bins,
+    pseudo_values,
     ratios_of,
+    standard_errors,
     swap_changes,
     updates_in_the_middle,
     use_of_depth,
@@ -103,6 +107,8 @@ SCORED_BY = [
 ]
 JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
 DENSITY_SEQUENCES = 16
+SHORT_CONTEXT = 64  # tokens, of which 32 to 63 stand before a target
+SAME_TARGETS_SHARE = 1 / 4  # of eval_tokens
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
 
 
@@ -337,20 +343,38 @@ def causal_matrix(model, idx):
     return torch.from_numpy(causal_changes(changed, size))
 
 
-def swap_losses(model, idx, targets):
-    """Each sequence's loss, (N, 1 + pairs): of the model itself, then with blocks a and b > a
-    swapped, pair by pair as np.triu_indices lists them."""
+def swap_losses(model, idx, targets, one_in=1):
+    """(N, pairs) each sequence's loss with blocks a and b > a swapped, pair by pair as
+    np.triu_indices lists them; and (N, pairs) that of the model itself.
+
+    one_in > 1 takes turns: pair p is swapped in one in so many sequences, n with n - p divisible by
+    one_in, and both tables are zero at the others, so that means over all N still have the ratio of
+    means over those."""
     blocks, L = list(model.blocks), len(model.blocks)
     swaps = [
         (a, [blocks[b], *blocks[a + 1 : b], blocks[a], *blocks[b + 1 :]])
         for a, b in zip(*np.triu_indices(L, k=1), strict=True)
     ]
-    return intervention_losses(model, idx, targets, [untouched(model), *swaps])
+    swapped, whole = torch.zeros(2, len(idx), len(swaps), dtype=torch.float64)
+    for turn in range(one_in):
+        rows, pairs = slice(turn, None, one_in), slice(turn, None, one_in)
+        interventions = [untouched(model), *swaps[pairs]]
+        losses = intervention_losses(model, idx[rows], targets[rows], interventions)
+        swapped[rows, pairs], whole[rows, pairs] = losses[:, 1:], losses[:, :1]
+    return swapped, whole
+
+
+def turns(L, N):
+    """One in how many of N sequences a pair of L blocks is swapped in, or greedy removal looks for
+    its order in. All pairs and all removals grow as L^3 a sequence; beyond 16 blocks fewer
+    sequences each keep their cost at about L, and two of them always remain."""
+    return max(1, min((L // 16) ** 2, N // 2))
 
 
 def permutation_matrix(model, idx, targets):
     """P[a, b] = |L(blocks a and b swapped) - L(M)| / L(M), symmetric, (L, L). Scalar: pair_mean."""
-    return of_pairs(swap_changes(swap_losses(model, idx, targets).mean(dim=0)), len(model.blocks))
+    swapped, whole = (losses.mean(dim=0) for losses in swap_losses(model, idx, targets))
+    return of_pairs(swap_changes(swapped, whole), len(model.blocks))
 
 
 def of_pairs(values, L):
@@ -372,17 +396,17 @@ def prune_ratios(model, idx, targets):
     return ratios_of(removal_losses(model, idx, targets).mean(dim=0))
 
 
-def cumulative_pruning(model, idx, targets, order, ratios=None):
+def cumulative_pruning(model, idx, targets, order, ratios=None, one_in=1):
     """Losses with 0, 1, ..., L blocks removed, (L + 1,). order: "last" (deepest first), "least" (by
     prune_ratios, computed if not given, least harmful first) or "greedy" (at each step the block
-    whose removal now hurts least)."""
+    whose removal now hurts least, in one in one_in sequences; the losses are of all)."""
     if order not in ("last", "least", "greedy"):
         raise ValueError(f'order = "{order}" must be last, least or greedy')
-    if order == "greedy":
-        return greedy_pruning(model, idx, targets)
     blocks, L = list(model.blocks), len(model.blocks)
     if order == "last":
         removed = list(range(L))[::-1]
+    elif order == "greedy":
+        removed = greedy_order(model, idx[::one_in], targets[::one_in])
     else:
         ratios = prune_ratios(model, idx, targets) if ratios is None else ratios
         removed = ratios.argsort().tolist()
@@ -394,16 +418,15 @@ def cumulative_pruning(model, idx, targets, order, ratios=None):
     return intervention_losses(model, idx, targets, interventions).mean(dim=0)
 
 
-def greedy_pruning(model, idx, targets):
-    """Losses (L + 1,) as at each step the block goes whose removal hurts least."""
-    kept = list(model.blocks)
-    losses = [intervention_losses(model, idx, targets, [untouched(model)]).mean().item()]
+def greedy_order(model, idx, targets):
+    """Block numbers, as at each step the block goes whose removal hurts least."""
+    kept, removed = list(range(len(model.blocks))), []
     while kept:
-        removals = [(i, kept[i + 1 :]) for i in range(len(kept))]
-        tried = intervention_losses(model, idx, targets, removals, blocks=kept).mean(dim=0)
-        losses.append(tried.min().item())
-        del kept[tried.argmin()]
-    return torch.tensor(losses, dtype=torch.float64)
+        blocks = [model.blocks[l] for l in kept]
+        removals = [(i, blocks[i + 1 :]) for i in range(len(kept))]
+        tried = intervention_losses(model, idx, targets, removals, blocks).mean(dim=0)
+        removed.append(kept.pop(tried.argmin()))
+    return removed
 
 
 # Scores: usefulness, what becomes of the loss when a block is made linear ------------------------
@@ -478,6 +501,20 @@ def text_losses(model, config, split):
     return losses_by_position(model, *take_sequences(tokens, offsets, T, device))
 
 
+def losses_of_targets(model, tokens, firsts, T):
+    """Cross-entropy in nats of the targets that same_targets begins at `firsts`, a stretch a row,
+    float64 on the CPU: each in a window of T tokens, with T / 2 to T - 1 of them before it. Windows
+    overlap by half, and of each the second half counts."""
+    n_counted, stretch = T // 2, read.LONGEST_CONTEXT // 2
+    losses = torch.zeros(len(firsts), stretch, dtype=torch.float64)
+    for end in [*range(n_counted, stretch, n_counted), stretch]:
+        rows, wanted = take_sequences(tokens, firsts + end - T, T, model.head.weight.device)
+        # The window's last place predicts the token behind it, which is of no interest.
+        of_window = losses_by_position(model, rows, wanted)[:, -1 - n_counted : -1]
+        losses[:, end - n_counted : end] = of_window
+    return losses
+
+
 def passes_over_data(model, config):
     """Tokens that the model was trained on, over those that there are in train.bin."""
     n_trained = config.max_iters * config.sequences_per_step * model.config.block_size
@@ -490,21 +527,25 @@ def passes_over_data(model, config):
 def score_run(model, config, n_sequences, device):
     """Every score of one model, {name: numbers and lists}, on held-out sequences; the linear maps
     are fitted on others. "standard_errors" has the names again, with the errors over sequences of
-    those that a jackknife can give: it fails for usefulness, which a threshold makes jump. Leaves
+    those that a jackknife can give (it fails for usefulness, which a threshold makes jump), and
+    "per_sequence" the pseudo-values of those that differences of runs need (paired_error). Leaves
     torch's matmul precision at "high"."""
     idx, targets = held_out_sequences(config, model.config, n_sequences, device=device)
     others = held_out_sequences(config, model.config, n_sequences, device=device, parity=1)
     # J - I is a small difference; for the rest a GPU's tf32 products will do.
     torch.set_float32_matmul_precision("highest")
-    jacobian = jacobian_deviation(model, idx[: max(1, n_sequences // JACOBIAN_SHARE)])
+    few = idx[: max(1, n_sequences // JACOBIAN_SHARE)]
+    jacobian = jacobian_deviation(model, few)
     torch.set_float32_matmul_precision("high")
     # Hooks do not run in compiled blocks, so what needs them takes the model as it is.
     compiled = fast.with_compiled_blocks(model) if fast else model
-    stream, stream_errors = score_stream(model, idx)
-    losses, loss_errors = score_interventions(compiled, idx, targets)
-    linear, linear_errors = score_linear_maps(compiled, idx, targets, *others)
+    stream, stream_pseudo = score_stream(model, idx)
+    losses, loss_pseudo = score_interventions(compiled, idx, targets)
+    linear, linear_pseudo = score_linear_maps(compiled, idx, targets, *others)
+    pseudo = stream_pseudo | loss_pseudo | linear_pseudo
     analysis = {
         "sequences": len(idx),
+        "sequences_of": {"jacobian": len(few), **losses.pop("sequences_of")},
         "length": idx.shape[1],
         **stream,
         **losses,
@@ -513,13 +554,14 @@ def score_run(model, config, n_sequences, device):
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
         "predicted_variance": variance_at_initialisation(model.config, idx.cpu()),
-        "standard_errors": stream_errors | loss_errors | linear_errors,
+        "standard_errors": standard_errors(pseudo),
+        "per_sequence": kept_per_sequence(pseudo),
     }
     return analysis | derived(analysis)
 
 
 def score_stream(model, idx):
-    """Entries of analysis.json, and their standard errors."""
+    """Entries of analysis.json, and their pseudo-values."""
     by_token = stream_by_token(model, idx)
     of_sequences = {name: values.mean(dim=1) for name, values in by_token.items()}  # (N, L)
     entries = {"variance": as_lists(variances_of(by_token))}
@@ -533,40 +575,41 @@ def score_stream(model, idx):
         return {"last_layer_variance": variance[-1]}
 
     residual, size = of_sequences["residual"], of_sequences["block", "size"]
-    _, errors = jackknife(last_variance, residual)
-    _, errors["growth"] = jackknife(growth_of_variance, residual)
-    _, errors["updates"] = jackknife(updates_in_the_middle, of_sequences["angle"], size)
-    return entries, errors
+    _, pseudo = pseudo_values(last_variance, residual)
+    _, pseudo["growth"] = pseudo_values(growth_of_variance, residual)
+    _, pseudo["updates"] = pseudo_values(updates_in_the_middle, of_sequences["angle"], size)
+    return entries, pseudo
 
 
 def score_interventions(model, idx, targets):
-    """Entries of analysis.json, and their standard errors."""
-    L = len(model.blocks)
-    norms, swaps = causal_norms(model, idx), swap_losses(model, idx, targets)
+    """Entries of analysis.json, and their pseudo-values."""
+    L, one_in = len(model.blocks), turns(len(model.blocks), len(idx))
+    norms, swaps = causal_norms(model, idx), swap_losses(model, idx, targets, one_in)
     removals = removal_losses(model, idx, targets)
     pruned = ratios_of(removals.mean(dim=0))
     curves = {
-        order: cumulative_pruning(model, idx, targets, order, pruned)
+        order: cumulative_pruning(model, idx, targets, order, pruned, one_in)
         for order in ("last", "least", "greedy")
     }
     causal = causal_changes(*(of_sequences.mean(dim=0).numpy() for of_sequences in norms))
-    permutation = of_pairs(swap_changes(swaps.mean(dim=0)), L)
-    scores, errors = jackknife(interventions_come_to, *norms, swaps, removals)
-    _, errors["removal_use"] = jackknife(use_by_losses, removals)
+    permutation = of_pairs(swap_changes(*(losses.mean(dim=0) for losses in swaps)), L)
+    scores, pseudo = pseudo_values(interventions_come_to, *norms, *swaps, removals)
+    _, pseudo["removal_use"] = pseudo_values(use_by_losses, removals)
     entries = {
         **{name: scores[name] for name in ("loss", "perplexity", "causal", "permutation")},
         "prune_ratios": pruned.tolist(),
         "cumulative": as_lists(curves),
         "causal_matrix": causal.tolist(),
         "permutation_matrix": permutation.tolist(),
+        "sequences_of": {"swap": len(idx) // one_in, "greedy_order": len(idx[::one_in])},
     }
-    return entries, errors
+    return entries, pseudo
 
 
-def interventions_come_to(changed, size, swaps, removals):
+def interventions_come_to(changed, size, swapped, whole, removals):
     """Means over sequences of what causal_norms, swap_losses and removal_losses return -> {name:
     number or array}."""
-    changes = swap_changes(swaps)
+    changes = swap_changes(swapped, whole)
     return {
         "loss": removals[0],
         "perplexity": float(np.exp(removals[0])),
@@ -582,7 +625,7 @@ def use_by_losses(losses):
 
 
 def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
-    """Entries of analysis.json, and their standard errors, the maps taken as they are."""
+    """Entries of analysis.json, and their pseudo-values, the maps taken as they are."""
     maps = fit_linear_maps(model, fit_idx)
     losses = linear_losses(model, maps, idx, targets)
     ratios = {
@@ -597,9 +640,9 @@ def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
         "n_eff": n_eff,
         "n_eff_share": n_eff / len(model.blocks),
     }
-    _, errors = jackknife(lambda losses: {"linear_ratios": ratios_of(losses)}, losses)
-    _, errors["linear_use"] = jackknife(use_by_losses, losses)
-    return entries, errors
+    _, pseudo = pseudo_values(lambda losses: {"linear_ratios": ratios_of(losses)}, losses)
+    _, pseudo["linear_use"] = pseudo_values(use_by_losses, losses)
+    return entries, pseudo
 
 
 def score_similarity(model, idx):
@@ -639,6 +682,23 @@ def held_out_scores(losses):
 
 def training_scores(losses):
     return {"training_loss": float(losses.mean())}
+
+
+def score_same_targets(model, config):
+    """The entry "same_targets" of analysis.json, and its pseudo-values, one for each stretch of
+    text: the loss on tokens that are the same for all contexts, in windows of the model's own
+    context and in those of SHORT_CONTEXT. A context that is too short or too long for one of the
+    two, or a text too short for both, goes without."""
+    tokens, T = load_tokens(config.dataset, "val", model.config), model.config.block_size
+    firsts = same_targets(len(tokens), int(config.eval_tokens * SAME_TARGETS_SHARE))
+    entry, pseudo = {"targets": len(firsts) * (read.LONGEST_CONTEXT // 2)}, {}
+    for name, length in {"own_context": T, "short_context": SHORT_CONTEXT}.items():
+        if len(firsts) and 2 <= length <= min(T, read.LONGEST_CONTEXT):
+            of_stretches = losses_of_targets(model, tokens, firsts, length).mean(dim=1).numpy()
+            entry[name] = float(of_stretches.mean())
+            if len(firsts) > 1:  # one stretch alone has no error
+                pseudo[name] = of_stretches
+    return entry, pseudo
 
 
 def variance_at_initialisation(config, idx):
@@ -694,6 +754,9 @@ def analyse_run(folder, n_sequences, scored_by, task=None, blimp=None):
     model = fast.with_sorted_experts(model) if fast else model
     analysis = score_run(model, config, n_sequences, device)
     analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
+    analysis["same_targets"], pseudo = score_same_targets(model, config)
+    analysis["standard_errors"]["same_targets"] = standard_errors(pseudo)
+    analysis["per_sequence"]["same_targets"] = kept_per_sequence(pseudo)
     analysis |= score_tasks(model, config, ITEMS_PER_SEQUENCE * n_sequences, task, blimp)
     analysis |= {
         "seconds": time.perf_counter() - started,
@@ -731,14 +794,14 @@ def was_scored_as(folder, scored_as):
 # What scoring costs ------------------------------------------------------------------------------
 
 
-def whole_passes(config):
+def whole_passes(config, n_sequences):
     """About how many forward passes over its sequences the scores of a model take: a block swapped
     with another, greedy removal, and for each block some ten interventions; the Jacobian, a pass
     and its gradient for each feature, on few sequences; and multiple choice, twice, by four
     continuations of some hundred tokens."""
     L, C = config.n_layer, config.n_embd
     choices = 8 * ITEMS_PER_SEQUENCE * min(1, 100 / config.block_size)
-    return L * L / 2 + 5 * L + 20 + 3 * C / JACOBIAN_SHARE + choices
+    return L * L / 2 / turns(L, n_sequences) + 5 * L + 20 + 3 * C / JACOBIAN_SHARE + choices
 
 
 def announce(path, folders, n_sequences):
@@ -761,7 +824,9 @@ def announce(path, folders, n_sequences):
         with torch.device("meta"):  # counts alone
             few = GPT(of_run)
         n_tokens = n_sequences * min(of_run.block_size, idx.shape[1])
-        total += whole_passes(of_run) * n_tokens * few.flops_per_token() * per_operation
+        total += (
+            whole_passes(of_run, n_sequences) * n_tokens * few.flops_per_token() * per_operation
+        )
         held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(of_run))
         largest = max(largest, 4 * (held + few.count_parameters()))
     say(

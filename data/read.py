@@ -18,6 +18,7 @@ META = {  # what we need of meta.json
 PAIR = {"paradigm": str, "good": str, "bad": str}
 ITEM = {"context": str, "choices": [str], "answer": Number(int, 0)}
 STRETCHES = 128  # that tokens to predict are taken from
+LONGEST_CONTEXT = 4096  # that can predict the same targets as every shorter one
 
 
 def load_meta(dataset):
@@ -104,6 +105,17 @@ def spread_offsets(n_tokens, block_size, n_wanted):
     n_stretches = max(1, min(n_wanted, n_there) // stretch)
     starts = np.linspace(0, n_there - stretch, n_stretches).astype(int)
     return (starts[:, None] + np.arange(0, stretch - block_size + 1, block_size)).flatten()
+
+
+def same_targets(n_tokens, n_wanted):
+    """The tokens of a file that models of any context up to LONGEST_CONTEXT predict: the numbers of
+    the first ones, (n,), of n stretches of LONGEST_CONTEXT / 2 tokens each, evenly spaced, about
+    n_wanted tokens or what the file has. As many come before the first, for a context to begin in;
+    a file that has no room for that gives none."""
+    before = stretch = LONGEST_CONTEXT // 2
+    n_there = n_tokens - 1 - before  # the last token is only ever behind a target
+    n_stretches = min(max(1, n_wanted // stretch), max(0, n_there) // stretch)
+    return np.linspace(before, n_tokens - 1 - stretch, n_stretches).astype(int)
 
 
 def held_out_sequences(config, model_config, n_sequences, length=512, device="cpu", parity=0):

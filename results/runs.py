@@ -42,11 +42,16 @@ from results.scores import derived
 
 DEFAULTS = {name: field.default for name, field in OPTIONS.items()}
 DIGITS = 6  # of a measured number, once it is published
-MATRICES = ("causal_matrix", "permutation_matrix", "angular_distance")  # half of a file
-MATRIX_DIGITS = 3
+FEWER_DIGITS = {  # where there are many numbers: most of a file
+    "causal_matrix": 3,
+    "permutation_matrix": 3,
+    "angular_distance": 3,
+    "per_sequence": 4,
+}
 
 # What others read of the files below, and of what kind it must be.
 NUMBERS, NONE = [Number()], type(None)
+N_SEQUENCES = Number(int, 1)
 SUMMARY = {
     "diverged": bool,
     "seconds": Number(float, 0),
@@ -67,7 +72,7 @@ SWEEP = {
 LOGGED = {"step": Number(int, 0), "tokens": Number(int, 0)}
 VALIDATED = {**LOGGED, "val_loss": Number(), "variance": NUMBERS}
 ANALYSIS = {
-    "sequences": Number(int, 1),
+    "sequences": N_SEQUENCES,
     "length": Number(int, 1),
     "variance": {"residual": NUMBERS, "attention": NUMBERS, "mlp": NUMBERS},
     "prune_ratios": NUMBERS,
@@ -96,6 +101,9 @@ ANALYSIS = {
         "expert": Number(),
     },
     # Older runs lack some of these.
+    "sequences_of": Maybe(
+        {"jacobian": N_SEQUENCES, "swap": N_SEQUENCES, "greedy_order": N_SEQUENCES}
+    ),
     "choices": Maybe({"accuracy": Number()}),
     "task": Maybe({"accuracy": Number()}),
     "blimp": Maybe({"accuracy": Number()}),
@@ -106,6 +114,14 @@ ANALYSIS = {
     "linear_use": Maybe(dict),
     "removal_use": Maybe(dict),
     "standard_errors": Maybe(dict),
+    "per_sequence": Maybe(dict),
+    "same_targets": Maybe(
+        {
+            "targets": Number(int, 0),
+            "own_context": Maybe(Number()),
+            "short_context": Maybe(Number()),
+        }
+    ),
     "text": Maybe({"passes": Number(), "by_position": NUMBERS, "positions_read": NUMBERS}),
 }
 # How many numbers, or rows, an entry holds beyond the number of blocks.
@@ -436,8 +452,9 @@ def read_published(path):
 
 def publish_runs(runs, path):
     """One JSON file of a sweep's runs, a line each: DIGITS of each measured number (a config's all,
-    a matrix's MATRIX_DIGITS), and of the log the stream's variances, but not the branches'."""
-    lines = [json.dumps(published(run), allow_nan=False) for run in runs]
+    of FEWER_DIGITS those), and of the log the stream's variances, but not the branches'."""
+    no_blanks = (",", ":")  # a tenth of a file
+    lines = [json.dumps(published(run), allow_nan=False, separators=no_blanks) for run in runs]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
@@ -448,9 +465,8 @@ def published(run):
         line.pop("attention_variance", None)
         line.pop("mlp_variance", None)
     analysis = fields["analysis"] or {}
-    for name in MATRICES:
-        if name in analysis:
-            analysis[name] = rounded(analysis[name], MATRIX_DIGITS)
+    for name in FEWER_DIGITS.keys() & analysis.keys():
+        analysis[name] = rounded(analysis[name], FEWER_DIGITS[name])
     return {**fields, "config": run.config}
 
 

@@ -10,6 +10,14 @@ import numpy as np
 USEFUL = 1.10  # a block is useful when its linear stand-in raises the loss by more than 10 %
 FLOOR = 1e-4  # of a block's worth, in a mean of logarithms
 TINY = 1e-300  # keeps 0 / 0 at 0
+NOT_KEPT = {  # of a score's values by sequence
+    "perplexity",
+    "n_eff",
+    "n_eff_without_first",
+    "geometric_mean_times_L",
+    "angle_times_L",
+    "at_floor",
+}
 
 # The use of depth --------------------------------------------------------------------------------
 
@@ -59,9 +67,10 @@ def use_of_depth(ratios):
     return scores
 
 
-def swap_changes(losses):
-    """|L(two blocks swapped) - L(M)| / L(M): of the model's loss and the pairs', (1 + n,)."""
-    return abs(losses[1:] - losses[0]) / losses[0]
+def swap_changes(swapped, whole):
+    """|L(two blocks swapped) - L(M)| / L(M) of each pair, (pairs,) each: the loss of its swap, and
+    the model's own on the same sequences."""
+    return abs(swapped - whole) / whole
 
 
 def causal_changes(changed, size):
@@ -153,13 +162,13 @@ def mean_by_bin(losses):
 # Sampling error ----------------------------------------------------------------------------------
 
 
-def jackknife(score, *samples):
-    """A score over sequences, and its standard error, had others been drawn.
+def pseudo_values(score, *samples):
+    """A score over sequences, and what each of these contributes to it.
 
     samples: arrays (N, ...), a row for each sequence; score: their means over sequences, (...) each
-    -> {name: number, list or None}. Returns the same dict of all sequences, and {name: standard
-    error} of those that are numbers: with s_n the score without sequence n, the error is
-    sqrt((N - 1) / N * sum of (s_n - their mean)^2). One sequence has none.
+    -> {name: number, list or None}. Returns the same dict of all sequences, and {name: (N, ...)}
+    the jackknife's pseudo-values, N s - (N - 1) s_n with s_n the score without sequence n, of those
+    that are numbers. Of a mean they are the sequences' own numbers. One sequence has none.
     """
     samples = [np.asarray(sample, dtype=np.float64) for sample in samples]
     N, totals = len(samples[0]), [sample.sum(axis=0) for sample in samples]
@@ -172,9 +181,46 @@ def jackknife(score, *samples):
         )
         for n in range(N)
     ]
-    errors = {}
+    pseudo = {}
     for name, value in values.items():
         if value is not None:
-            table = np.array([scores[name] for scores in left_out])
-            errors[name] = np.sqrt((N - 1) * table.var(axis=0)).tolist()
-    return values, errors
+            without = np.array([scores[name] for scores in left_out])
+            pseudo[name] = N * np.asarray(value) - (N - 1) * without
+    return values, pseudo
+
+
+def standard_errors(pseudo):
+    """{name: standard error, had other sequences been drawn} of a tree of pseudo-values: their
+    standard deviation over sqrt(N), which is the jackknife's
+    sqrt((N - 1) / N * sum of (s_n - their mean)^2)."""
+    if isinstance(pseudo, dict):
+        return {name: standard_errors(values) for name, values in pseudo.items()}
+    return (pseudo.std(axis=0, ddof=1) / np.sqrt(len(pseudo))).tolist()
+
+
+def jackknife(score, *samples):
+    """A score over sequences as pseudo_values takes it, and {name: standard error}."""
+    values, pseudo = pseudo_values(score, *samples)
+    return values, standard_errors(pseudo)
+
+
+def paired_error(values_a, values_b):
+    """The standard error over sequences of the difference of two runs' scores, of their
+    pseudo-values (N,), as analysis.json keeps them under "per_sequence". What makes a sequence hard
+    for both runs cancels, so they must have been scored on the same ones, in the same order: the
+    same text, "sequences" and "length". Raises ValueError where they cannot have been."""
+    if len(values_a) != len(values_b):
+        raise ValueError(f"{len(values_a)} and {len(values_b)} sequences are not the same ones")
+    return standard_errors(np.asarray(values_a) - np.asarray(values_b))
+
+
+def kept_per_sequence(pseudo):
+    """Of a tree of pseudo-values the numbers that differences of runs need, as lists: no lists of
+    blocks, which would fill a file, nothing that follows from another by a factor, nor a count."""
+    kept = {}
+    for name, values in pseudo.items():
+        if isinstance(values, dict):
+            kept[name] = kept_per_sequence(values)
+        elif values.ndim == 1 and name not in NOT_KEPT:
+            kept[name] = values.tolist()
+    return kept

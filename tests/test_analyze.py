@@ -121,6 +121,34 @@ def test_permutation_matrix_swaps_each_pair(toggle):
             assert matrix[a, b].item() == close(abs(whole - loss) / whole)
 
 
+@pytest.mark.parametrize("n_layer, one_in", [(4, 2), (3, 3), (1, 1)])
+def test_pairs_that_take_turns_are_each_swapped_in_their_own_sequences(n_layer, one_in):
+    """All of them, and then without each of the sequences, as the jackknife leaves one out."""
+    N, model = 7, build(n_layer)
+    idx, targets = data(N)
+    tables = [table.numpy() for table in analyze.swap_losses(model, idx, targets, one_in)]
+    pairs = [(a, b) for a in range(n_layer) for b in range(a + 1, n_layer)]
+    assert all(table.shape == (N, len(pairs)) for table in tables)
+    for left_out in [None, *range(N)]:
+        kept = [n for n in range(N) if n != left_out]
+        changes = scores.swap_changes(*(table[kept].mean(axis=0) for table in tables))
+        for p, (a, b) in enumerate(pairs):
+            of_pair = [n for n in kept if (n - p) % one_in == 0]
+            swapped = list(model.blocks)
+            swapped[a], swapped[b] = swapped[b], swapped[a]
+            whole = loss_through(model, model.blocks, idx[of_pair], targets[of_pair])
+            loss = loss_through(model, swapped, idx[of_pair], targets[of_pair])
+            assert changes[p] == close(abs(whole - loss) / whole)
+
+
+@pytest.mark.parametrize(
+    "n_layer, n_sequences, expected",
+    [(1, 48, 1), (16, 48, 1), (24, 48, 1), (32, 48, 4), (64, 48, 16), (64, 16, 8), (32, 1, 1)],
+)
+def test_turns(n_layer, n_sequences, expected):
+    assert analyze.turns(n_layer, n_sequences) == expected
+
+
 @each_toggle
 def test_cumulative_pruning_from_the_last(toggle):
     model, (idx, targets) = build(**toggle), data()
@@ -157,6 +185,29 @@ def test_greedy_pruning_tries_every_block_at_every_step(toggle):
         expected.append(min(losses.values()))
     curve = unchanged(analyze.cumulative_pruning, model, idx, targets, "greedy")
     assert curve.tolist() == close(expected)
+
+
+def test_greedy_pruning_may_look_for_its_order_in_few_sequences():
+    """Where that order is another than all sequences give: the curve is that of all."""
+    model, (idx, targets) = build(), data(4, seed=4)
+    orders, curves = [], []
+    for one_in in (1, 2):
+        kept, order = list(range(LAYERS)), []
+        expected = [loss_through(model, model.blocks, idx, targets)]
+        while kept:
+            losses = {}
+            for l in kept:
+                others = [model.blocks[k] for k in kept if k != l]
+                losses[l] = loss_through(model, others, idx[::one_in], targets[::one_in])
+            order.append(min(losses, key=losses.get))
+            kept.remove(order[-1])
+            rest = [model.blocks[k] for k in kept]
+            expected.append(loss_through(model, rest, idx, targets))
+        curve = analyze.cumulative_pruning(model, idx, targets, "greedy", one_in=one_in)
+        assert curve.tolist() == close(expected)
+        orders.append(order)
+        curves.append(expected)
+    assert orders[0] != orders[1] and curves[0] != curves[1]
 
 
 @each_toggle
@@ -521,12 +572,17 @@ def test_standard_errors_are_those_of_leaving_out_each_sequence(toggle, monkeypa
         table = np.array([of_one[name] for of_one in left_out])
         expected = np.sqrt((N - 1) / N * ((table - table.mean(axis=0)) ** 2).sum(axis=0))
         assert error == pytest.approx(expected, rel=1e-6, abs=1e-12), name
-    values = flattened(scores_from_scratch(model, maps, idx, targets))
-    for name in values.keys() - {("last_layer_variance",), ("linear_ratios",)}:
+    whole = flattened(scores_from_scratch(model, maps, idx, targets))
+    for name, by_sequence in flattened(analysis["per_sequence"]).items():
+        expected = [N * whole[name] - (N - 1) * of_one[name] for of_one in left_out]
+        assert by_sequence == pytest.approx(np.array(expected), rel=1e-5, abs=1e-9), name
+    own = [loss_through(model, model.blocks, idx[n : n + 1], targets[n : n + 1]) for n in range(N)]
+    assert analysis["per_sequence"]["loss"] == close(own)
+    for name in whole.keys() - {("last_layer_variance",), ("linear_ratios",)}:
         value = analysis
         for key in name:
             value = value[key]
-        assert value == pytest.approx(values[name], rel=1e-6), name
+        assert value == pytest.approx(whole[name], rel=1e-6), name
 
 
 # Held-out and training text ----------------------------------------------------------------------
@@ -573,6 +629,84 @@ def test_text_is_scored_in_the_whole_context_on_as_many_tokens_of_either_file(pr
 
 
 EDGES = [0, 1, 2, 4, 8, 16]
+
+
+# The same targets for all contexts ---------------------------------------------------------------
+
+
+def model_of_context(T, vocab_size=20):
+    torch.manual_seed(0)
+    shape = dict(n_layer=2, n_head=2, n_embd=8, mlp_hidden=16)
+    model = GPT(GPTConfig(block_size=T, vocab_size=vocab_size, **shape)).double()
+    as_if_trained(model, 12)
+    return model.eval()
+
+
+@torch.no_grad()
+def loss_of_token(model, tokens, place, n_before):
+    """The loss of one token, predicted from so many before it and nothing else."""
+    before = torch.tensor(tokens[place - n_before : place].astype(int))[None]
+    return -model(before)[0][0, -1].log_softmax(-1)[int(tokens[place])].item()
+
+
+@pytest.mark.parametrize(
+    "T, n_before",  # of the eight targets of a stretch
+    [
+        (2, [1, 1, 1, 1, 1, 1, 1, 1]),
+        (4, [2, 3, 2, 3, 2, 3, 2, 3]),
+        (5, [3, 4, 3, 4, 3, 4, 3, 4]),
+        (6, [3, 4, 5, 3, 4, 3, 4, 5]),  # the last window ends with the stretch
+        (16, [8, 9, 10, 11, 12, 13, 14, 15]),
+    ],
+)
+def test_each_target_has_half_its_context_before_it_or_more(T, n_before, monkeypatch):
+    """Token by token: as many before it as are counted here by hand."""
+    monkeypatch.setattr("data.read.LONGEST_CONTEXT", 16)
+    model, firsts = model_of_context(T), np.array([8, 20, 21])
+    tokens = np.random.default_rng(0).integers(20, size=30).astype(np.uint16)
+    losses = unchanged(analyze.losses_of_targets, model, tokens, firsts, T)
+    assert losses.shape == (3, 8)
+    for row, first in zip(losses, firsts, strict=True):
+        for target, (loss, n) in enumerate(zip(row, n_before, strict=True)):
+            assert loss.item() == close(loss_of_token(model, tokens, first + target, n))
+
+
+@pytest.mark.parametrize(
+    "T, measured",
+    [
+        (2, {"own_context"}),
+        (4, {"own_context", "short_context"}),
+        (16, {"own_context", "short_context"}),
+        (32, {"short_context"}),
+    ],
+)
+def test_contexts_are_compared_on_the_same_targets(T, measured, project, monkeypatch):
+    """Four stretches of eight tokens, whatever the context, with those behind it unread."""
+    monkeypatch.setattr("data.read.LONGEST_CONTEXT", 16)
+    monkeypatch.setattr(analyze, "SHORT_CONTEXT", 4)
+    model = model_of_context(T, vocab_size=257)
+    config = TrainConfig(dataset="tiny", eval_tokens=4 * 32)
+    entry, pseudo = analyze.score_same_targets(model, config)
+    assert entry.keys() == {"targets"} | measured and pseudo.keys() == measured
+    assert entry["targets"] == 32
+    tokens = np.fromfile(project / "data/tiny/val.bin", dtype=np.uint16)
+    firsts = [8, 8 + 583 // 3, 8 + 2 * 583 // 3, 591]  # evenly from 8 to 600 - 1 - 8
+    for name, window in {"own_context": T, "short_context": 4}.items():
+        if name in measured:
+            n_before = [window - window // 2 + i % (window // 2) for i in range(8)]
+            means = [
+                np.mean(
+                    [loss_of_token(model, tokens, first + i, n) for i, n in enumerate(n_before)]
+                )
+                for first in firsts
+            ]
+            assert pseudo[name] == pytest.approx(np.array(means))
+            assert entry[name] == pytest.approx(np.mean(means))
+
+
+def test_a_text_too_short_for_the_longest_context_has_no_such_targets(project):
+    config = TrainConfig(dataset="tiny", eval_tokens=128)
+    assert analyze.score_same_targets(model_of_context(16, 257), config) == ({"targets": 0}, {})
 
 
 # Interrupted -------------------------------------------------------------------------------------
@@ -625,6 +759,7 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
     model = build().float()
     monkeypatch.setattr(analyze, "held_out_sequences", lambda *_, parity=0, device: data(3, parity))
     analysis = analyze.score_run(model, None, 3, torch.device("cpu"))
+    assert analysis["sequences_of"] == {"jacobian": 1, "swap": 3, "greedy_order": 3}
     assert json.loads(json.dumps(analysis)) == analysis
     assert set(analysis["jacobian"]) == {"deviation", "off_diagonal", "spectral", "per_token"}
     assert not analysis.keys() & {"share_above", "thresholds"}
@@ -643,6 +778,22 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
     permutation = analyze.permutation_matrix(model, idx, targets)
     assert analysis["permutation"] == pytest.approx(scores.pair_mean(permutation), rel=1e-4)
     assert np.array(analysis["permutation_matrix"]) == pytest.approx(permutation.numpy(), rel=1e-4)
+
+
+def test_deep_models_are_swapped_in_fewer_sequences_which_analysis_says(monkeypatch):
+    """Five sequences, of which a pair is swapped in two or three: means, jackknife and matrix."""
+    monkeypatch.setattr(analyze, "turns", lambda L, N: 2)
+    monkeypatch.setattr(analyze, "held_out_sequences", lambda *_, parity=0, device: data(5, parity))
+    model, (idx, targets) = build(), data(5)
+    analysis = analyze.score_run(model, None, 5, torch.device("cpu"))
+    assert analysis["sequences_of"] == {"jacobian": 1, "swap": 2, "greedy_order": 3}
+    matrix = np.zeros((LAYERS, LAYERS))
+    for turn in (0, 1):
+        of_turn = analyze.permutation_matrix(model, idx[turn::2], targets[turn::2]).numpy()
+        pairs = [pair[turn::2] for pair in np.triu_indices(LAYERS, k=1)]
+        matrix[tuple(pairs)] = of_turn[tuple(pairs)]
+    assert np.array(analysis["permutation_matrix"]) == pytest.approx(matrix + matrix.T)
+    assert analysis["permutation"] == pytest.approx(scores.pair_mean(matrix))
 
 
 # A run that was scored ---------------------------------------------------------------------------
@@ -682,6 +833,18 @@ def test_what_is_scored_is_scored_again_where_something_changed_or_it_is_asked_f
     again = scored(sweep, "--again")
     assert again != first
     assert scored(sweep, "--sequences", "2") != again
+
+
+def test_a_run_is_scored_on_the_same_targets_as_others(trained, monkeypatch):
+    monkeypatch.setattr("data.read.LONGEST_CONTEXT", 16)
+    sweep, run = trained
+    scored(sweep)
+    analysis = json.loads((run / "analysis.json").read_text())
+    entry, means = analysis["same_targets"], analysis["per_sequence"]["same_targets"]
+    assert entry["targets"] == 16 and entry.keys() == {"targets", "own_context"}
+    assert entry["own_context"] == pytest.approx(np.mean(means["own_context"]))
+    error = analysis["standard_errors"]["same_targets"]["own_context"]
+    assert error == pytest.approx(abs(np.subtract(*means["own_context"])) / 2)  # of two stretches
 
 
 def test_other_code_that_scores_scores_again(trained, monkeypatch, tmp_path):

@@ -19,6 +19,18 @@ def test_every_claim_has_a_rule_and_a_metric():
         assert claim.metric in claims.CLAIM_METRICS
 
 
+def test_perplexity_on_the_same_targets():
+    """An older run, and one whose context is too short for it, has none."""
+    losses = {"own_context": math.log(8), "short_context": math.log(9)}
+    both, *without = (
+        Run("", {}, {}, [], analysis) for analysis in ({"same_targets": losses}, {}, None)
+    )
+    for name, expected in {"own context": 8, "32 to 63 keys": 9}.items():
+        metric = claims.CLAIM_METRICS[f"perplexity, {name}"]
+        assert metric(both) == pytest.approx(expected)
+        assert [metric(run) for run in without] == [None, None]
+
+
 # Which claims a sweep speaks to ------------------------------------------------------------------
 
 

@@ -165,6 +165,8 @@ def test_every_run_has_its_scores(analysed):
     assert analysis["task"]["items"] == 1
     assert analysis["text"]["tokens"] == 2048
     assert analysis["standard_errors"]["text"]["gap"] > 0
+    assert analysis["same_targets"] == {"targets": 0}  # of a text as short as this
+    assert len(analysis["per_sequence"]["loss"]) == analysis["sequences_of"]["swap"] == 4
     assert analysis["choices"]["items"] > 20
     assert analysis["choices"]["control"] < 1
     assert analysis["blimp"]["file"] == "pairs.jsonl"

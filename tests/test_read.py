@@ -229,3 +229,20 @@ def test_a_bad_pair_is_refused_with_its_line(tmp_path, change):
     path = write_items(tmp_path, json.dumps(PAIR), json.dumps({**PAIR, **change}))
     with pytest.raises(BadInput, match="task.jsonl, line 2: "):
         read.load_pairs(path)
+
+
+@pytest.mark.parametrize(
+    "n_tokens, n_wanted, firsts",
+    [
+        (16, 8, []),  # 8 before, 8 targets, and one behind them, make 17
+        (17, 8, [8]),
+        (17, 800, [8]),
+        (17, 1, [8]),
+        (100, 24, [8, 49, 91]),
+        (100, 31, [8, 49, 91]),
+        (41, 800, [8, 16, 24, 32]),
+    ],
+)
+def test_the_same_targets_by_hand(n_tokens, n_wanted, firsts, monkeypatch):
+    monkeypatch.setattr(read, "LONGEST_CONTEXT", 16)
+    assert read.same_targets(n_tokens, n_wanted).tolist() == firsts

@@ -174,6 +174,7 @@ def measured_runs():
             name = f"n_layer={L},seed={seed}"
             measured = analysis(L, causal=2 / 3, prune_ratios=[1 / 7] * L)
             measured["causal_matrix"] = [[2 / 7] * L] * L
+            measured["per_sequence"] = {"growth": {"exponent": [3 / 7, 10 / 7]}}
             varies = sweep("n_layer", "seed")
             scored = run(name, varies, analysis=measured, n_layer=L, seed=seed, min_lr=0.003 / 10)
             scored.log[0] |= {"mlp_variance": [3.0], "attention_variance": [5.0]}
@@ -181,7 +182,7 @@ def measured_runs():
     return runs
 
 
-def test_published_runs_are_read_back_with_six_digits_and_three_of_matrices(tmp_path):
+def test_published_runs_are_read_back_with_six_digits_and_fewer_of_many(tmp_path):
     originals = measured_runs()
     publish_runs(originals, tmp_path / "sweep.json")
     back = read_runs(tmp_path / "sweep.json")
@@ -192,6 +193,7 @@ def test_published_runs_are_read_back_with_six_digits_and_three_of_matrices(tmp_
         assert published.analysis["causal"] == 0.666667
         assert set(published.analysis["prune_ratios"]) == {0.142857}
         assert published.analysis["causal_matrix"][0][0] == 0.286
+        assert published.analysis["per_sequence"] == {"growth": {"exponent": [0.4286, 1.429]}}
         assert published.log == [{"step": 0, "tokens": 0, "val_loss": 2.5, "variance": [1.0, 2.0]}]
     assert originals[0].log[0]["mlp_variance"] == [3.0]  # what was published is left as it was
 

@@ -163,3 +163,62 @@ def test_the_jackknife_of_a_ratio_is_near_its_spread():
 def test_what_has_no_value_has_no_error():
     assert scores.jackknife(lambda mean: {"a": None}, [1.0, 2.0])[1] == {}
     assert scores.jackknife(lambda mean: {"a": mean}, [1.0]) == ({"a": 1.0}, {})
+
+
+def test_pseudo_values_of_a_mean_are_what_it_is_the_mean_of():
+    sample = np.random.default_rng(0).normal(3, 2, size=(20, 4))
+    values, pseudo = scores.pseudo_values(lambda mean: {"mean": mean, "none": None}, sample)
+    assert pseudo.keys() == {"mean"}
+    assert pseudo["mean"] == pytest.approx(sample)
+    assert scores.pseudo_values(lambda mean: {"a": mean}, [1.0]) == ({"a": 1.0}, {})
+
+
+def test_the_error_of_a_difference_is_that_of_leaving_out_the_same_sequence_of_both():
+    """Two runs' ratios of sums over the same 12 sequences, of which some are hard for both."""
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(1, 4, size=12)
+    runs = [(hard * factor + rng.normal(0, 0.1, size=12), hard) for factor in (2, 2.1)]
+
+    def ratio(run, kept):
+        return sum(run[0][n] for n in kept) / sum(run[1][n] for n in kept)
+
+    differences = []
+    for left_out in range(12):
+        kept = [n for n in range(12) if n != left_out]
+        differences.append(ratio(runs[0], kept) - ratio(runs[1], kept))
+    mean = sum(differences) / 12
+    expected = math.sqrt(11 / 12 * sum((each - mean) ** 2 for each in differences))
+    a, b = (
+        scores.pseudo_values(lambda top, bottom: {"ratio": top / bottom}, *run)[1]["ratio"].tolist()
+        for run in runs
+    )
+    assert scores.paired_error(a, b) == pytest.approx(expected, rel=1e-9)
+    assert scores.paired_error(a, a) == 0
+
+
+def test_a_difference_of_runs_scatters_as_its_paired_error_says():
+    """Over 400 draws of 100 sequences: losses of two runs that share each sequence's difficulty."""
+    rng = np.random.default_rng(0)
+    differences, errors = [], []
+    for _ in range(400):
+        shared = rng.normal(3, 1, size=100)
+        a, b = (shared + rng.normal(0, 0.1, size=100) for _ in range(2))
+        differences.append(a.mean() - b.mean())
+        errors.append(scores.paired_error(a, b))
+    assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.1)
+
+
+def test_other_sequences_cannot_be_paired():
+    with pytest.raises(ValueError, match="3 and 2 sequences are not the same ones"):
+        scores.paired_error([1.0, 2.0, 3.0], [1.0, 2.0])
+
+
+def test_what_is_kept_of_each_sequence():
+    pseudo = {
+        "loss": np.array([1.0, 2.0]),
+        "perplexity": np.array([3.0, 4.0]),
+        "prune_ratios": np.ones((2, 4)),
+        "linear_use": {"n_eff": np.array([1.0, 2.0]), "n_eff_share": np.array([0.5, 1.0])},
+    }
+    kept = {"loss": [1.0, 2.0], "linear_use": {"n_eff_share": [0.5, 1.0]}}
+    assert scores.kept_per_sequence(pseudo) == kept
