@@ -211,19 +211,12 @@ LOG_METRICS = (
     "perplexity, 32 to 63 keys",
     "last-layer variance",
     "growth",
+    "causal",
+    "permutation",
+    "N_eff / L, removed",
     "Jacobian deviation",
     "growth at initialisation",
 )
-DENSITY_OF = {  # which density an option moves
-    "weight_decay": "weight density",
-    "block_size": "attention density",
-    "attention": "attention density",
-    "window": "attention density",
-    "stride": "attention density",
-    "topk": "attention density",
-    "n_kv_head": "key/value density",
-    "n_expert": "expert density",
-}
 
 
 # Claims ------------------------------------------------------------------------------------------
@@ -324,7 +317,7 @@ def margin_of(metric):
         return 0.01  # a layer
     if metric == "exponent":
         return 0.1
-    return math.log(1.1) if metric in LOG_METRICS else 0.02  # of scores between 0 and 1, or nearly
+    return math.log(1.1) if metric in LOG_METRICS else 0.02  # of shares
 
 
 # Sweeps: which claims they speak to --------------------------------------------------------------
@@ -364,14 +357,6 @@ def varying_options(runs):
         for option in set().union(*configs) - ignored
         if any(config.get(option) != configs[0].get(option) for config in configs)
     }
-
-
-def moved_density(points):
-    """The metric of the one density that the sweep's options move; None if they move none, or
-    several."""
-    varying = varying_options([run for runs in points.values() for run in runs])
-    moved = {DENSITY_OF[option] for option in varying if option in DENSITY_OF}
-    return moved.pop() if len(moved) == 1 else None
 
 
 def mean_perplexity(runs):

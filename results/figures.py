@@ -2,7 +2,7 @@
 
 Of a sweep, {point: its runs, one per seed}: line_figure (curves over blocks or steps),
 point_figure (what each point comes to), ladder_figure and matrix_figure. Of several sweeps:
-joint_figure. Of sparsity.py's numbers: theory_figure and masks_figure; of results/scaling.py's:
+verdicts_figure. Of sparsity.py's numbers: theory_figure and masks_figure; of results/scaling.py's:
 scaling_figure. Seeds are shown by their mean and its 95 % interval; a single seed has none. A line
 across a panel says where values end, at a floor, or what they are held against. save_figure writes
 the PNG.
@@ -16,11 +16,12 @@ from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image  # which matplotlib stands on
 
 from data.files import replacing
-from results.claims import METRICS, entry, eps_counts, moved_density
+from results.claims import LOG_METRICS, METRICS, entry, eps_counts
 from results.verdicts import ROUNDING, interval
 
 POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
@@ -659,47 +660,72 @@ def draw_matrix(axis, mean, matrix, top):
 # Several sweeps ----------------------------------------------------------------------------------
 
 
-LONGEST_BAR = 0.25  # of a share, in joint_figure
+VERDICT_COLUMNS = {  # metric: heading
+    "last-layer variance": "variance\nof h_L",
+    "growth": "growth",
+    "exponent": "exponent",
+    "perplexity": "perplexity",
+    "causal": "causal",
+    "permutation": "permu-\ntation",
+    "usefulness": "useful-\nness",
+    "N_eff / L, removed": "N_eff / L,\nremoved",
+}
+VERDICT_COLOURS = {
+    "supported": "#9ecae1",
+    "opposed": "#fdae6b",
+    "no effect": "#d9d9d9",
+    "undecided": "white",
+}
 
 
-def joint_figure(sweeps):
-    """Density, last-layer variance and effective depth of every point of {name: points}. A sweep
-    whose options move no one density is in the last panel alone."""
-    moved = {name: moved_density(points) for name, points in sweeps.items()}
-    n_panels = 3 if any(moved.values()) else 1
-    size = (3.5 * n_panels + 1.8, 4)
-    figure, axes = plt.subplots(1, n_panels, figsize=size, layout="constrained", squeeze=False)
-    *density_axes, last = axes[0]
-    for name, style in styles(sweeps).items():
-        label = f"{name} ({moved[name]})" if moved[name] else name
-        style = {"label": label, "capsize": 2, "markersize": 5, **style}
-        draw_sweep(density_axes, last, sweeps[name], moved[name], style)
-    share = {
-        "ylabel": f"N_eff / L (bars above ± {LONGEST_BAR} left out)",
-        "ylim": (0, JUST_ABOVE_ONE),
-    }
-    last.set(xlabel="variance of h_L", **share)
-    logarithmic(last, "x")
-    if density_axes:
-        by_variance, by_share = density_axes
-        by_variance.set(xlabel="density that was swept", ylabel="variance of h_L")
-        logarithmic(by_variance, "y")
-        by_share.set(xlabel="density that was swept", **share)
-    figure.legend(*last.get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
+def verdicts_figure(panels):
+    """What was asked of each experiment and what it said: {panel: {experiment: its Verdicts}}, a
+    row for each experiment and a column for each measure, with the effect of a step."""
+    n_rows = [len(experiments) for experiments in panels.values()]
+    width = 0.9 * len(VERDICT_COLUMNS) + 2
+    figure, axes = plt.subplots(
+        len(panels),
+        1,
+        figsize=(width, 0.45 * sum(n_rows) + 0.9 * len(panels) + 0.4),
+        height_ratios=n_rows,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (title, experiments) in zip(axes[:, 0], panels.items(), strict=True):
+        draw_verdicts(axis, experiments)
+        axis.set_title(title, fontsize=TITLE_SIZE)
+    patches = [
+        Patch(facecolor=colour, edgecolor="black", label=verdict)
+        for verdict, colour in VERDICT_COLOURS.items()
+    ]
+    figure.legend(handles=patches, ncols=len(patches), **LEGEND_BELOW)
     return figure
 
 
-def draw_sweep(density_axes, last, points, density_metric, style):
-    variance = means_and_halves(points, METRICS["last-layer variance"])
-    share, half = means_and_halves(points, METRICS["N_eff / L"])
-    share = share, np.where(half > LONGEST_BAR, np.nan, half)
-    if density_metric:
-        density = means_and_halves(points, METRICS[density_metric])[0]
-        order = density.argsort()
-        for axis, (mean, half) in zip(density_axes, (variance, share), strict=True):
-            axis.errorbar(density[order], mean[order], half[order], **{**style, "linestyle": ":"})
-    alone = {**style, "linestyle": ""}
-    last.errorbar(variance[0], share[0], xerr=variance[1], yerr=share[1], **alone)
+def draw_verdicts(axis, experiments):
+    for row, verdicts in enumerate(experiments.values()):
+        of_metric = {verdict.claim.metric: verdict for verdict in verdicts}
+        for column, metric in enumerate(VERDICT_COLUMNS):
+            if verdict := of_metric.get(metric):
+                colour = VERDICT_COLOURS[verdict.verdict]
+                place = (column - 0.5, row - 0.5)
+                axis.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor="black"))
+                axis.text(column, row, brief_effect(verdict), ha="center", va="center", fontsize=8)
+    n_rows, n_columns = len(experiments), len(VERDICT_COLUMNS)
+    axis.set(xlim=(-0.5, n_columns - 0.5), ylim=(n_rows - 0.5, -0.5))
+    axis.set_xticks(range(n_columns), VERDICT_COLUMNS.values(), fontsize=8)
+    axis.set_yticks(range(n_rows), experiments, fontsize=9)
+    axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axis.spines[:].set_visible(False)
+
+
+def brief_effect(verdict):
+    """Such as "x 1.90" or "+0.12"; a dash where it was not measured."""
+    if math.isnan(verdict.effect):
+        return "–"
+    if verdict.claim.metric in LOG_METRICS:
+        return f"× {math.exp(verdict.effect):.3g}"
+    return f"{verdict.effect:+.2g}"
 
 
 # Theory and speed --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""report.md of a sweep, with its figures; claims.md and joint.png of several sweeps."""
+"""report.md of a sweep, with its figures; claims.md and verdicts.png of several sweeps."""
 
 import math
 from typing import NamedTuple
@@ -20,12 +20,12 @@ from results.figures import (
     LINES,
     POINT_METRICS,
     drawable,
-    joint_figure,
     ladder_figure,
     line_figure,
     matrix_figure,
     point_figure,
     save_figure,
+    verdicts_figure,
 )
 from results.verdicts import LEVEL, ROUNDING, interval
 
@@ -288,15 +288,12 @@ def table_rule(n_columns):
 
 
 def report_all(sweeps, folder):
-    """joint.png and claims.md, over several sweeps {name: Sweep}, into folder."""
-    save_figure(
-        joint_figure({name: sweep.points for name, sweep in sweeps.items()}), folder / "joint.png"
-    )
-    judged = [
-        (name, verdict)
-        for name, sweep in sweeps.items()
-        for verdict in judge_sweep(sweep.points, sweep.diverged)
-    ]
+    """verdicts.png and claims.md, over several sweeps {name: Sweep}, into folder."""
+    of_sweep = {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
+    speaking = {name: verdicts for name, verdicts in of_sweep.items() if verdicts}
+    if speaking:
+        save_figure(verdicts_figure({"": speaking}), folder / "verdicts.png")
+    judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     lines = ["# All claims, by the rule in results/verdicts.py"]
     for family in families(judged):
         lines += ["", f"## {family.title}", "", *family_table(family)]

@@ -148,7 +148,7 @@ def test_all_sweeps_have_one_figure_and_one_table_of_claims(analysed):
     rows = claims_in((analysed / "out/claims.md").read_text())
     assert {" | ".join(row.strip("| ").split(" | ")[:-2]) for row in rows} == claims
     assert len(rows) == len(claims)
-    picture(analysed / "out/joint.png")
+    picture(analysed / "out/verdicts.png")
 
 
 def test_tasks_stand_in_the_report_with_their_controls(analysed):

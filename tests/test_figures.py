@@ -2,18 +2,19 @@
 
 import math
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from results import figures
-from results.claims import METRICS, entry
+from results.claims import CLAIMS, METRICS, Verdict, entry
 from results.figures import (
     LINES,
+    VERDICT_COLOURS,
     curves_of,
     draw_lines,
     drawable,
-    joint_figure,
     label_points,
     ladder_figure,
     line_figure,
@@ -25,6 +26,7 @@ from results.figures import (
     point_styles,
     save_figure,
     styles,
+    verdicts_figure,
 )
 from results.runs import Run
 
@@ -309,19 +311,20 @@ def test_logarithmic_axes_have_a_few_plain_labels(axis, low, high):
     assert all(float(label) > 0 for label in labels)
 
 
-def test_a_sweep_that_moves_no_density_is_in_the_last_panel_alone():
-    figure = joint_figure({"depth": depths(4, 8)})
-    assert len(figure.axes) == 1
-    plt.close(figure)
+def verdict(metric, verdict, effect):
+    claim = next(claim for claim in CLAIMS if claim.metric == metric)
+    return Verdict(claim, verdict, effect, 0.1, 0.01, (3, 3))
 
 
-def test_the_joint_figure_draws_no_bar_longer_than_a_quarter_of_its_panel():
-    points = {"n_layer=4": [run(seed=seed, n_layer=4) for seed in range(2)]}
-    for each, share in zip(points["n_layer=4"], (0.5, 0.6), strict=True):  # 0.55 ± 0.64
-        each.analysis = {"n_eff_share": share}
-    figure = joint_figure({"depth": points})
-    assert caps_and_bars(figure.axes[0]) == (0, 0)
-    assert "0.25" in figure.axes[0].get_ylabel()
+def test_verdicts_stand_in_their_measures_column_with_their_effect():
+    said = [verdict("growth", "opposed", math.log(2)), verdict("usefulness", "no effect", 0.004)]
+    figure = verdicts_figure({"hot": {"moe": said}, "right": {"moe": said, "depth": []}})
+    hot, right = figure.axes
+    assert [text.get_text() for text in hot.texts] == ["× 2", "+0.004"]
+    assert [text.get_position() for text in hot.texts] == [(1, 0), (6, 0)]
+    colours = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in hot.patches]
+    assert colours == [VERDICT_COLOURS["opposed"], VERDICT_COLOURS["no effect"]]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["moe", "depth"]
     plt.close(figure)
 
 

@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "downstream": {"model"},
     "analyze": {"model", "sparsity", "downstream", "train", "configs.read", *DATA, *RESULTS},
     # Scripts that time: they stand on everything, and nothing stands on them.
+    "results.hot": {*DATA, *RESULTS},
     "results.scaling": {"train", "configs.read", *DATA, *RESULTS},
     "results.published_way": {"analyze", "train", "configs.read", *DATA, *RESULTS},
 }

@@ -117,10 +117,10 @@ At n_layer=8 the rate 0.003 diverged and was left out.
 | -1.897 ± 0 (2 seeds; log Jacobian deviation: falls) | 1 | undecided |
 | C2 | along the layers of the deepest: the Jacobian nearer the identity \
 | -0.6931 ± 0 (2 seeds; slope of log deviation: negative) | 1 | undecided |
-| **C3** | deeper: causal falls | -0.390 ± 0.043 (2 seeds; causal: falls) | 0.00066 | supported |
-| C3 | deeper: permutation falls | – (permutation: falls) | 1 | undecided |
+| **C3** | deeper: causal falls | -0.568 ± 0.084 (2 seeds; log causal: falls) | 0.0012 | supported |
+| C3 | deeper: permutation falls | – (log permutation: falls) | 1 | undecided |
 | C3 | deeper: usefulness falls | -0.875 ± 0 (2 seeds; usefulness: falls) | 1 | undecided |
-| C3+ | deeper: N_eff / L, removed falls | – (N_eff / L, removed: falls) | 1 | undecided |
+| C3+ | deeper: N_eff / L, removed falls | – (log N_eff / L, removed: falls) | 1 | undecided |
 
 Growth and updates, free of the stream's scale:
 
@@ -168,12 +168,12 @@ def test_less_than_half_a_minute_is_less_than_a_minute():
 
 
 def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "joint_figure", lambda sweeps: sweeps)
+    monkeypatch.setattr(report, "verdicts_figure", lambda panels: panels[""])
     monkeypatch.setattr(
         report, "save_figure", lambda figure, path: path.write_text("".join(figure))
     )
     report.report_all({"control": control, "one": ONE_RUN}, tmp_path)
-    assert (tmp_path / "joint.png").read_text() == "controlone"
+    assert (tmp_path / "verdicts.png").read_text() == "control"
     text = (tmp_path / "claims.md").read_text(encoding="utf-8")
     assert text.count("| control |") == 9 and "| one |" not in text
     assert text.endswith("\n\ncontrol: At n_layer=8 the rate 0.003 diverged and was left out.\n")

@@ -56,8 +56,8 @@ def read(file):
 CHANGES = [  # metric, effect, half-width, text
     ("last-layer variance", math.log(2), 0.1, "2.00 times (1.81 to 2.21)"),
     ("perplexity", -0.01, 0.002, "0.9900 times (0.9881 to 0.9920)"),
-    ("causal", -0.1234, 0.045, "-0.123 ± 0.045"),
-    ("causal", -0.1234, math.inf, "–"),
+    ("usefulness", -0.1234, 0.045, "-0.123 ± 0.045"),
+    ("usefulness", -0.1234, math.inf, "–"),
 ]
 
 

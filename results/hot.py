@@ -1,0 +1,95 @@
+"""A lesson: the same claims where training is hot and short, and in the right regime.
+
+    python -m results.hot                  draw hot/verdicts.png, of hot/hot.json and results/*.json
+    python -m results.hot --thin FOLDER    make hot/hot.json of whole published sweeps in FOLDER
+
+The first sweeps (width 128, rate 3e-3, 20 M tokens; three seeds) are kept as what the claims read:
+{experiment: [{"claim", "metric", "values": a list for each point, a number for each seed}]}.
+"""
+
+import argparse
+from pathlib import Path
+
+from data.files import Number, or_one_sentence, read_json, say, write_json
+from results.claims import (
+    CLAIM_METRICS,
+    CLAIMS,
+    EXPERIMENT,
+    LOG_METRICS,
+    Verdict,
+    judge_sweep,
+    margin_of,
+    points_along,
+)
+from results.figures import save_figure, verdicts_figure
+from results.report import sweep_of
+from results.runs import read_runs, rounded
+from results.verdicts import judge
+
+HERE = Path(__file__).parent
+ROW = {"claim": str, "metric": str, "values": [[(Number(), type(None))]]}
+
+
+def thinned(folder):
+    """What hot.json holds, of the published sweeps in a folder. Raises BadInput."""
+    experiments = {}
+    for name in dict.fromkeys(EXPERIMENT.values()):
+        sweep = sweep_of(read_runs(folder / f"{name}.json"))
+        experiments[name] = [
+            {"claim": claim.name, "metric": claim.metric, "values": values}
+            for claim in CLAIMS
+            if (values := values_along(claim, sweep))
+        ]
+    return rounded(experiments)
+
+
+def values_along(claim, sweep):
+    metric = CLAIM_METRICS[claim.metric]
+    return [
+        [metric(run) for run in runs]
+        for runs in points_along(claim.option, sweep.points, sweep.diverged)
+    ]
+
+
+def judged(rows):
+    """[Verdict] of an experiment's rows in hot.json, by the present rule."""
+    values_of = {(row["claim"], row["metric"]): row["values"] for row in rows}
+    verdicts = []
+    for claim in CLAIMS:
+        if values := values_of.get((claim.name, claim.metric)):
+            in_logs, margin = claim.metric in LOG_METRICS, margin_of(claim.metric)
+            n_seeds = min(map(len, values)), max(map(len, values))
+            result = judge(values, claim.shape, log=in_logs, margin=margin)
+            verdicts.append(Verdict(claim, *result, n_seeds))
+    return verdicts
+
+
+def draw():
+    """The same experiments, hot and in the right regime, one panel below the other."""
+    hot = read_json(HERE / "hot/hot.json", dict.fromkeys(EXPERIMENT.values(), [ROW]))
+    there = [name for name in hot if (HERE / f"{name}.json").exists()]
+    right = {name: sweep_of(read_runs(HERE / f"{name}.json")) for name in there}
+    panels = {
+        "width 128, rate 3e-3, 20 M tokens": {name: judged(hot[name]) for name in there},
+        "width 256, rate 2e-3, 100 M tokens": {
+            name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in right.items()
+        },
+    }
+    save_figure(verdicts_figure(panels), HERE / "hot/verdicts.png")
+    say(HERE / "hot/verdicts.png")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--thin", type=Path, metavar="FOLDER")
+    arguments = parser.parse_args(argv)
+    if arguments.thin:
+        write_json(HERE / "hot/hot.json", thinned(arguments.thin))
+    else:
+        draw()
+
+
+if __name__ == "__main__":
+    or_one_sentence(main)
