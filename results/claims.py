@@ -456,6 +456,15 @@ def judge_sweep(points, diverged=()):
     return verdicts
 
 
+def ends_along(points, diverged=()):
+    """(first, last): lists of runs, of the option in EXPERIMENT that the sweep varies; None where
+    it varies none, or several. Of a ladder, the plain deep rung is the first."""
+    for option in EXPERIMENT:
+        if ordered := points_along(option, points, diverged):
+            return ordered[1 if option == "rung" and len(ordered) > 2 else 0], ordered[-1]
+    return None
+
+
 class Family(NamedTuple):
     title: str
     verdicts: list  # of (experiment, Verdict), in the order of CLAIMS

@@ -21,8 +21,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image  # which matplotlib stands on
 
 from data.files import replacing
-from results.claims import LOG_METRICS, METRICS, entry, eps_counts
-from results.verdicts import ROUNDING, interval
+from results.claims import CLAIM_METRICS, LOG_METRICS, METRICS, entry, eps_counts
+from results.verdicts import ROUNDING, difference, interval
 
 POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
     "points": {
@@ -658,6 +658,62 @@ def draw_matrix(axis, mean, matrix, top):
 
 
 # Several sweeps ----------------------------------------------------------------------------------
+
+
+CHANGES = {  # metric, judged by its logarithm: title
+    "last-layer variance": "variance of h_L",
+    "growth": "growth, var h_L / var h_1",
+    "perplexity": "perplexity",
+    "causal": "causal score",
+    "permutation": "permutation score",
+    "N_eff / L, removed": "N_eff / L, by removal",
+}
+
+
+def changes_figure(ends):
+    """By what factor each measure changes from a sweep's first point to its last, with its 95 %
+    interval: {sweep: (first, last)}, lists of runs; a panel for each measure."""
+    figure, axes = plt.subplots(
+        2, 3, figsize=(12, 1.6 + 0.55 * len(ends)), sharey=True, layout="constrained"
+    )
+    rows = range(len(ends))
+    for axis, (metric, title) in zip(axes.flat, CHANGES.items(), strict=True):
+        for row, (first, last) in enumerate(ends.values()):
+            draw_change(axis, row, *(values_of(metric, runs) for runs in (first, last)))
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_title(title, fontsize=TITLE_SIZE)
+        axis.set(ylim=(len(ends) - 0.5, -0.5), yticks=rows)
+        axis.set_yticklabels(
+            [f"{first[0].point} to {last[0].point}" for first, last in ends.values()]
+        )
+        logarithmic(axis, "x")
+        axis.grid(axis="x", alpha=0.3)
+    figure.supxlabel("times, from the first point to the last")
+    return figure
+
+
+def values_of(metric, runs):
+    return [CLAIM_METRICS[metric](run) for run in runs]
+
+
+def draw_change(axis, row, first, last):
+    """A dot with its interval, hollow where the interval holds 1. Nothing where a run lacks it."""
+    if None in (*first, *last):
+        return
+    change = difference([np.log(first), np.log(last)], -1, 0)
+    middle, half = change.effect, change.half()
+    if not math.isfinite(half):
+        return
+    colour = "black" if abs(middle) > half else "grey"
+    ends = np.exp([middle - half, middle + half])
+    axis.plot(ends, [row, row], color=colour)
+    axis.plot(
+        np.exp(middle),
+        row,
+        "o",
+        color=colour,
+        markerfacecolor=colour if colour == "black" else "white",
+    )
 
 
 VERDICT_COLUMNS = {  # metric: heading

@@ -1,4 +1,4 @@
-"""report.md of a sweep, with its figures; claims.md and verdicts.png of several sweeps."""
+"""report.md of a sweep, with its figures; claims.md and two figures of several sweeps."""
 
 import math
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from results.claims import (
     LOG_METRICS,
     METRICS,
     RESOLUTION,
+    ends_along,
     eps_counts,
     families,
     judge_sweep,
@@ -19,6 +20,7 @@ from results.claims import (
 from results.figures import (
     LINES,
     POINT_METRICS,
+    changes_figure,
     drawable,
     ladder_figure,
     line_figure,
@@ -288,11 +290,13 @@ def table_rule(n_columns):
 
 
 def report_all(sweeps, folder):
-    """verdicts.png and claims.md, over several sweeps {name: Sweep}, into folder."""
+    """changes.png, verdicts.png and claims.md, over several sweeps {name: Sweep}, into folder."""
     of_sweep = {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
     speaking = {name: verdicts for name, verdicts in of_sweep.items() if verdicts}
     if speaking:
         save_figure(verdicts_figure({"": speaking}), folder / "verdicts.png")
+        ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
+        save_figure(changes_figure(ends), folder / "changes.png")
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     lines = ["# All claims, by the rule in results/verdicts.py"]
     for family in families(judged):

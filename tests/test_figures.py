@@ -12,6 +12,7 @@ from results.claims import CLAIMS, METRICS, Verdict, entry
 from results.figures import (
     LINES,
     VERDICT_COLOURS,
+    changes_figure,
     curves_of,
     draw_lines,
     drawable,
@@ -314,6 +315,27 @@ def test_logarithmic_axes_have_a_few_plain_labels(axis, low, high):
 def verdict(metric, verdict, effect):
     claim = next(claim for claim in CLAIMS if claim.metric == metric)
     return Verdict(claim, verdict, effect, 0.1, 0.01, (3, 3))
+
+
+def test_changes_are_factors_with_intervals_of_logarithms():
+    """Variances 1, 2 and 8, 16: a factor of 8; of two points of two seeds t is 4.303."""
+    ends = []
+    for depth, variances in ((4, (1.0, 2.0)), (16, (8.0, 16.0))):
+        runs = [run(seed=seed, n_layer=depth) for seed in range(2)]
+        for each, variance in zip(runs, variances, strict=True):
+            each.summary["last_layer_variance"] = variance
+            each.analysis = {"causal": 0.5, "permutation": None}
+        ends.append(runs)
+    figure = changes_figure({"depth": tuple(ends)})
+    variance = figure.axes[0]
+    bar, dot = variance.lines[:2]
+    half = 4.303 * math.log(2) / 2 * math.sqrt(2)  # each point's variance is log(2)^2 / 2
+    ends = [math.log(8) - half, math.log(8) + half]
+    assert np.log(bar.get_xdata()) == pytest.approx(ends, abs=1e-3)
+    assert dot.get_xdata() == pytest.approx([8])
+    assert variance.get_yticklabels()[0].get_text() == "n_layer=4 to n_layer=16"
+    assert [len(axis.lines) for axis in figure.axes] == [3, 1, 3, 3, 1, 1]  # and a line at 1
+    plt.close(figure)
 
 
 def test_verdicts_stand_in_their_measures_column_with_their_effect():

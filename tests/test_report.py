@@ -169,6 +169,7 @@ def test_less_than_half_a_minute_is_less_than_a_minute():
 
 def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "verdicts_figure", lambda panels: panels[""])
+    monkeypatch.setattr(report, "changes_figure", lambda ends: ends)
     monkeypatch.setattr(
         report, "save_figure", lambda figure, path: path.write_text("".join(figure))
     )
