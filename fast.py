@@ -107,7 +107,7 @@ def few_tokens_of(config):
 def computes_the_same(config, grouped_experts):
     """Do a plain model and a swapped one agree: logits in evaluation; loss, router loss and every
     gradient in training; and attention by blocks, which no uncompiled pass takes?"""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         plain = GPT(config)
         for parameter in plain.parameters():

@@ -217,6 +217,12 @@ def test_the_definition_as_it_stands_is_accepted(toggle):
     fast.refuse_if_different(build(**{**toggle, "n_embd": 64}).config)
 
 
+def test_a_model_can_be_made_fast_where_gradients_are_off():
+    with torch.no_grad():
+        fast.refuse_if_different(build(n_embd=64).config)
+        assert not torch.is_grad_enabled()
+
+
 def test_checking_draws_no_random_numbers_of_the_run():
     torch.manual_seed(5)
     fast.refuse_if_different(build().config)
