@@ -20,10 +20,10 @@ itself is never touched.
 """
 
 import argparse
-import hashlib
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from configs.read import Point, TrainConfig
 from data import read
 from data.files import BadInput, or_one_sentence, read_json, refuse_dashes, say, write_json
-from data.prepare import tokenizer
+from data.prepare import sha256_of, tokenizer
 from data.read import (
     held_out_sequences,
     load_items,
@@ -45,12 +45,13 @@ from data.read import (
 )
 from downstream import choice_accuracy, minimal_pairs
 from model import GPT
-from results.report import report_all, report_sweep
+from results.report import counted, report_all, report_sweep
 from results.runs import (
     SUMMARY,
     described,
     load_run,
     publish_runs,
+    read_analysis,
     read_runs,
     refuse_other_code,
     restore_runs,
@@ -104,6 +105,7 @@ SCORED_BY = [
 JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
 DENSITY_SEQUENCES = 16
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
+TASKS = {"task": load_items, "blimp": load_pairs}  # option: what reads its file
 
 
 # States and interventions ------------------------------------------------------------------------
@@ -651,57 +653,122 @@ def as_lists(tensors):
     return {name: values.tolist() for name, values in tensors.items()}
 
 
-def score_tasks(model, config, n_items, task=None, blimp=None):
-    """Entries of analysis.json: of the data's own choices the first n_items; of a file of items,
-    `task`, and of pairs, `blimp`, all."""
-    encoding = tokenizer(load_meta(config.dataset)["vocab_size"])
-    encode, entries = encoding.encode_ordinary, {}
-    choices = read.DATA / config.dataset / "choices.jsonl"
-    if items := load_items(choices)[:n_items]:
-        entries["choices"] = {"file": choices.name, **choice_accuracy(model, items, encode)}
-    if task and (items := load_items(task)):
-        entries["task"] = {"file": task.name, **choice_accuracy(model, items, encode)}
-    if blimp and (pairs := load_pairs(blimp)):
-        accuracy = minimal_pairs(model, pairs, encode, end_of_text=encoding.n_vocab - 1)
-        entries["blimp"] = {"file": blimp.name, **accuracy}
-    return entries
+def score_choices(model, config, n_items):
+    """The entry "choices" of analysis.json, of the first n_items that the data have; or none."""
+    path = read.DATA / config.dataset / "choices.jsonl"
+    items = load_items(path)[:n_items]
+    if not items:
+        return {}
+    encode = encoding_of(config).encode_ordinary
+    return {"choices": {"file": path.name, **choice_accuracy(model, items, encode)}}
 
 
-def scoring_of(folder, n_sequences, tasks=(), old_code=False, again=False):
-    """The entries of analysis.json that say what scores a finished run, or None where nothing is to
-    do: it diverged, or has no weights any more, as a restored one, or is scored just so (again:
-    then, too, it is to do). Raises BadInput where data or code are not those that it was trained
-    with (old_code: the present code scores it all the same, which the report says)."""
+def score_task(model, config, task, path):
+    """The entry of analysis.json for a file of items, "task", or of pairs of sentences, "blimp"."""
+    items, encoding = TASKS[task](path), encoding_of(config)
+    if task == "task":
+        return {"file": path.name, **choice_accuracy(model, items, encoding.encode_ordinary)}
+    end_of_text = encoding.n_vocab - 1
+    accuracy = minimal_pairs(model, items, encoding.encode_ordinary, end_of_text)
+    return {"file": path.name, **accuracy}
+
+
+def encoding_of(config):
+    return tokenizer(load_meta(config.dataset)["vocab_size"])
+
+
+def analyse_run(folder, work):
+    """Score what there is to do (Work) of a finished run, and write its analysis.json."""
+    started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
+    model, config = load_run(folder, device)
+    model = fast.with_sorted_experts(model) if fast else model
+    analysis = dict(work.kept)
+    if n_sequences := work.n_sequences:
+        analysis |= score_run(model, config, n_sequences, device)
+        analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
+        analysis |= score_choices(model, config, ITEMS_PER_SEQUENCE * n_sequences)
+        analysis |= {
+            "seconds": time.perf_counter() - started,
+            "torch": torch.__version__,
+            "device": str(device),
+            "code": work.code,
+        }
+    for task, path in work.tasks.items():
+        analysis[task] = score_task(model, config, task, path)
+    write_json(folder / "analysis.json", {**analysis, "scored_from": work.scored_from})
+
+
+# What there is to do -----------------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """Of a run: what is to be scored, and what is there already."""
+
+    n_sequences: int | None  # to score on; None: these scores are there
+    tasks: dict  # {"task", "blimp": the file}
+    kept: dict  # entries of analysis.json that stay
+    scored_from: dict  # {"scores", "task", "blimp": what they follow from}, once it is done
+    code: str  # the fingerprint of the present code
+
+
+def work_on(folder, n_sequences=None, tasks=None, old_code=False, again=False):
+    """The Work that a finished run still needs, or None: it diverged, or has no weights any more,
+    as a restored one, or is scored just so (again: then, too, it is to do).
+
+    n_sequences None: as many as it is scored on already, or default_sequences. tasks: {"task",
+    "blimp": file}; an entry of one that is not among them stays, as long as weights, data and code
+    do. Raises BadInput where data or code are not those that the run was trained with (old_code:
+    the present code scores it all the same, which the report says)."""
     diverged = read_json(folder / "summary.json", SUMMARY)["diverged"]
     if diverged or not (folder / "ckpt.pt").exists():
         return None
+    code = code_that_scores(folder, old_code)
+    source, tasks, analysis = source_of_scores(folder), tasks or {}, read_analysis(folder) or {}
+    was = analysis.get("scored_from", {})
+    there = {part: scored for part, scored in was.items() if scored.startswith(source)}
+    wanted = {"scores": f"{source}, {n_sequences or default_sequences()} sequences"}
+    if n_sequences is None and not again:
+        wanted["scores"] = there.get("scores", wanted["scores"])
+    wanted |= {task: f"{source}, {sha256_of([path])}" for task, path in tasks.items()}
+    to_do = [part for part in wanted if again or there.get(part) != wanted[part]]
+    say_what_goes(folder, analysis, {**there, **wanted})
+    if not to_do:
+        return None
+    kept = {part: analysis[part] for part in there if part in TASKS and part in analysis}
+    return Work(
+        n_sequences=n_sequences or default_sequences() if "scores" in to_do else None,
+        tasks={task: path for task, path in tasks.items() if task in to_do},
+        kept=kept if "scores" in to_do else analysis,
+        scored_from={**there, **wanted},
+        code=code,
+    )
+
+
+def code_that_scores(folder, old_code):
+    """The present code's fingerprint on a run's model."""
     model_config, config, written = described(folder)
     code = fingerprint(Point(model_config, config, sweep={}))
     refuse_other_data(folder, written, config)
     if not old_code:
         or_else = ", or give --old_code to score it by the present code"
         refuse_other_code(folder, written, code, or_else)
-    scored_as = identity_of_scores(folder, config, n_sequences, tasks)
-    if not again and was_scored_as(folder, scored_as):
-        return None
-    return {"code": code, "scored_as": scored_as}
+    return code
 
 
-def analyse_run(folder, n_sequences, scored_by, task=None, blimp=None):
-    """Score a finished run and write its analysis.json; scored_by: what scoring_of returned."""
-    started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
-    model, config = load_run(folder, device)
-    model = fast.with_sorted_experts(model) if fast else model
-    analysis = score_run(model, config, n_sequences, device)
-    analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
-    analysis |= score_tasks(model, config, ITEMS_PER_SEQUENCE * n_sequences, task, blimp)
-    analysis |= {
-        "seconds": time.perf_counter() - started,
-        "torch": torch.__version__,
-        "device": str(device),
-        **scored_by,
-    }
-    write_json(folder / "analysis.json", analysis)
+def source_of_scores(folder):
+    """What all scores of a run follow from: its weights and the code that scores, and its data."""
+    _, config, _ = described(folder)
+    files = [folder / "ckpt.pt", *filter(Path.exists, SCORED_BY)]  # fast.py may be deleted
+    return f"{sha256_of(files)}, {load_meta(config.dataset)['sha256']}"
+
+
+def say_what_goes(folder, analysis, stays):
+    for task in TASKS:
+        if task in analysis and task not in stays:
+            say(
+                f"{folder}: its scores on {analysis[task].get('file', 'a task')} are by other "
+                f"weights, data or code, and go: give --{task} again"
+            )
 
 
 def refuse_other_data(folder, written, config):
@@ -711,21 +778,6 @@ def refuse_other_data(folder, written, config):
             f"data/{config.dataset} is not what {folder} was trained on: prepare it as it was, "
             "or train again"
         )
-
-
-def identity_of_scores(folder, config, n_sequences, tasks):
-    """What scores follow from: weights, data, sequences, and the text of the code that scores."""
-    digest = hashlib.sha256()
-    for path in [folder / "ckpt.pt", *SCORED_BY, *filter(None, tasks)]:
-        if path not in SCORED_BY or path.exists():  # fast.py may be deleted
-            digest.update(path.read_bytes())
-    digest.update(f"{load_meta(config.dataset)['sha256']} {n_sequences}".encode())
-    return digest.hexdigest()
-
-
-def was_scored_as(folder, scored_as):
-    path = folder / "analysis.json"
-    return path.exists() and (read_json(path) or {}).get("scored_as") == scored_as
 
 
 # What scoring costs ------------------------------------------------------------------------------
@@ -741,13 +793,16 @@ def whole_passes(config):
     return L * L / 2 + 5 * L + 20 + 3 * C / JACOBIAN_SHARE + choices
 
 
-def announce(path, folders, n_sequences):
-    """Say how long scoring these runs will take here, and in how much memory, by the time of the
-    first one's forward pass."""
-    if not folders:
+def announce(path, work):
+    """Say how long scoring these runs, {folder: Work}, will take here, and in how much memory, by
+    the time of the first one's forward pass; tasks of one's own are not counted."""
+    whole = {folder: of.n_sequences for folder, of in work.items() if of.n_sequences}
+    if some := sorted({task.name for of in work.values() for task in of.tasks.values()}):
+        say(f"{path}: scoring {counted(len(work), 'run')} on {', '.join(some)}")
+    if not whole:
         return
     device = choose_hardware(TrainConfig()).device
-    model, config = load_run(folders[0], device)
+    model, config = load_run(next(iter(whole)), device)
     idx, _ = held_out_sequences(config, model.config, 2, device=device)
     with torch.no_grad():
         model(idx)
@@ -756,7 +811,7 @@ def announce(path, folders, n_sequences):
         seconds = time.perf_counter() - began
     per_operation = seconds / idx.numel() / model.flops_per_token()
     total, largest = 0.0, 0.0
-    for folder in folders:
+    for folder, n_sequences in whole.items():
         of_run = described(folder)[0]
         with torch.device("meta"):  # counts alone
             few = GPT(of_run)
@@ -765,8 +820,8 @@ def announce(path, folders, n_sequences):
         held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(of_run))
         largest = max(largest, 4 * (held + few.count_parameters()))
     say(
-        f"{path}: scoring {len(folders)} runs on {n_sequences} sequences each takes about "
-        f"{duration(total)} and {max(0.1, largest / 2**30):.1f} GiB here"
+        f"{path}: scoring {counted(len(whole), 'run')} on {max(whole.values())} sequences each "
+        f"takes about {duration(total)} and {max(0.1, largest / 2**30):.1f} GiB here"
     )
 
 
@@ -775,8 +830,7 @@ def announce(path, folders, n_sequences):
 
 def analyse_sweep(path, arguments):
     """Scores, figures and report of one sweep's folder or published file; returns its Sweep."""
-    n_sequences = arguments.sequences or default_sequences()
-    score_sweep(path, n_sequences, arguments)
+    score_sweep(path, arguments)
     runs = read_runs(path)
     target = path.with_name(name_of(path))
     if arguments.publish and runs:
@@ -787,20 +841,26 @@ def analyse_sweep(path, arguments):
     return report_sweep(runs, target)
 
 
-def score_sweep(path, n_sequences, arguments):
+def score_sweep(path, arguments):
     """All runs are looked at before the first is scored."""
-    tasks = [arguments.task, arguments.blimp]
-    to_do = {}
-    for folder in sorted(file.parent for file in path.glob("*/summary.json")):
-        scored_by = scoring_of(folder, n_sequences, tasks, arguments.old_code, arguments.again)
-        if scored_by is not None:
-            to_do[folder] = scored_by
-    announce(path, list(to_do), n_sequences)
-    for folder, scored_by in tqdm(
-        to_do.items(), desc=path.name, unit="run", disable=None, leave=False
-    ):
+    folders = sorted(file.parent for file in path.glob("*/summary.json"))
+    options = (tasks_of(arguments), arguments.old_code, arguments.again)
+    work = {folder: work_on(folder, arguments.sequences, *options) for folder in folders}
+    work = {folder: of for folder, of in work.items() if of is not None}
+    announce(path, work)
+    for folder, of in tqdm(work.items(), desc=path.name, unit="run", disable=None, leave=False):
         with memory_said(f"scoring {folder}"):
-            analyse_run(folder, n_sequences, scored_by, *tasks)
+            analyse_run(folder, of)
+
+
+def tasks_of(arguments):
+    """{"task", "blimp": the file given}. Raises BadInput where one cannot be scored."""
+    given = {task: getattr(arguments, task) for task in TASKS}
+    given = {task: path for task, path in given.items() if path is not None}
+    for task, path in given.items():
+        if not TASKS[task](path):
+            raise BadInput(f"{path} is empty: give --{task} a file with items, a line each")
+    return given
 
 
 def name_of(path):
@@ -870,8 +930,8 @@ def main(argv=None):
     sweeps_help = "folders of runs, such as out/demo, or published .json files"
     add("sweeps", nargs="+", type=Path, help=sweeps_help)
     sequences_help = (
-        f"held-out sequences to score on (default {SEQUENCES}, as published; "
-        f"{CPU_SEQUENCES} without a GPU)"
+        f"held-out sequences to score on (default: as many as before; at first {SEQUENCES}, as "
+        f"published, or {CPU_SEQUENCES} without a GPU)"
     )
     add("--sequences", type=at_least_1, help=sequences_help)
     add("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')

@@ -105,6 +105,7 @@ ANALYSIS = {
     "removal_use": Maybe(dict),
     "standard_errors": Maybe(dict),
     "text": Maybe({"passes": Number(), "by_position": NUMBERS, "positions_read": NUMBERS}),
+    "scored_from": Maybe({"scores": Maybe(str), "task": Maybe(str), "blimp": Maybe(str)}),
 }
 # How many numbers, or rows, an entry holds beyond the number of blocks.
 MEASURED = ("val_loss", "perplexity", "last_layer_variance")  # but where a run diverged
@@ -335,14 +336,22 @@ def read_runs(path):
     return sorted(completed([read_run(folder) for folder in folders]), key=lambda run: run.order)
 
 
+def read_analysis(folder):
+    """What analysis.json holds; None where a run has none, or diverged. Raises BadInput."""
+    path = folder / "analysis.json"
+    try:
+        return read_json(path, (ANALYSIS, NONE)) if path.exists() else None
+    except BadInput as error:
+        raise BadInput(f"{error}; delete it to score the run again") from None
+
+
 def read_run(folder):
-    analysis = folder / "analysis.json"
     log = [line for line in read_log(folder) if "val_loss" in line]
     fields = {
         "config": read_json(folder / "config.json", dict),
         "summary": read_json(folder / "summary.json", SUMMARY),
         "log": log,
-        "analysis": read_json(analysis, (ANALYSIS, NONE)) if analysis.exists() else None,
+        "analysis": read_analysis(folder),
     }
     if fault := fault_of(log, [VALIDATED]):
         raise BadInput(f"{folder / 'log.jsonl'}: {fault}")

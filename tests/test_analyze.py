@@ -684,6 +684,84 @@ def test_what_is_scored_is_scored_again_where_something_changed_or_it_is_asked_f
     assert scored(sweep, "--sequences", "2") != again
 
 
+ITEMS = ('{"context": "ab", "choices": ["cd", "ef"], "answer": 0}\n',) * 3
+PAIRS = ('{"paradigm": "p", "good": "ab", "bad": "cd"}\n',) * 3
+
+
+def written(path, lines):
+    path.write_text("".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def entries(run):
+    return json.loads((run / "analysis.json").read_text(encoding="utf-8"))
+
+
+def test_a_task_is_added_to_scores_that_are_there(trained, project, monkeypatch):
+    """And once it is there it stays, whatever is asked for next."""
+    sweep, run = trained
+    task, pairs = written(project / "a.jsonl", ITEMS), written(project / "b.jsonl", PAIRS)
+    scored(sweep)
+    before = entries(run)
+    monkeypatch.setattr(analyze, "score_run", None)  # not to be called
+    scored(sweep, "--task", task)
+    with_task = entries(run)
+    assert with_task.pop("task")["items"] == 3
+    assert with_task.pop("scored_from").keys() == {"scores", "task"}
+    assert with_task == {name: of for name, of in before.items() if name != "scored_from"}
+    scored(sweep, "--blimp", pairs)
+    assert entries(run)["task"]["items"] == entries(run)["blimp"]["pairs"] == 3
+    last = scored(sweep)
+    assert scored(sweep, "--blimp", pairs, "--task", task) == last
+    written(project / "a.jsonl", ITEMS[:2])
+    assert scored(sweep, "--task", task) != last
+    assert entries(run)["task"]["items"] == 2 and entries(run)["blimp"]["pairs"] == 3
+
+
+def test_a_task_stays_where_the_scores_are_made_again(trained, project):
+    sweep, run = trained
+    scored(sweep, "--task", written(project / "a.jsonl", ITEMS))
+    scored(sweep, "--again")
+    scored(sweep, "--sequences", "2")
+    assert entries(run)["task"]["items"] == 3 and entries(run)["sequences"] == 2
+
+
+def test_scores_stay_on_as_many_sequences_as_they_are_on(trained):
+    sweep, run = trained
+    first = scored(sweep)
+    analyze.main([str(sweep)])
+    assert (run / "analysis.json").stat().st_mtime_ns == first
+    assert entries(run)["sequences"] == 3
+
+
+def test_a_task_by_other_code_goes_and_that_is_said(trained, project, capsys, monkeypatch):
+    sweep, run = trained
+    scored(sweep, "--task", written(project / "a.jsonl", ITEMS))
+    written(project / "analyze.py", ["another score"])
+    monkeypatch.setattr(analyze, "SCORED_BY", [project / "analyze.py"])
+    capsys.readouterr()
+    scored(sweep)
+    said = capsys.readouterr().out
+    assert "a.jsonl are by other weights, data or code, and go: give --task again" in said
+    assert "task" not in entries(run)
+
+
+@pytest.mark.parametrize("option", ["--task", "--blimp"])
+def test_an_empty_task_is_refused(trained, refused, project, option):
+    sweep, run = trained
+    message = refused(analyze.main, [sweep, option, written(project / "a.jsonl", ["\n"])])
+    assert "a.jsonl is empty" in message and option in message
+    assert not (run / "analysis.json").exists()
+
+
+@pytest.mark.parametrize("content", ["3", "[1]", "{", '{"scored_from": 3}', '{"scored_from": []}'])
+def test_a_damaged_analysis_is_refused_and_named(trained, refused, content):
+    sweep, run = trained
+    written(run / "analysis.json", [content])
+    message = refused(analyze.main, [sweep])
+    assert "analysis.json" in message and "delete it to score the run again" in message
+
+
 def test_other_code_that_scores_scores_again(trained, monkeypatch, tmp_path):
     sweep, _ = trained
     first = scored(sweep)
@@ -730,7 +808,7 @@ def test_it_says_what_scoring_will_cost_before_it_starts(trained, capsys):
     capsys.readouterr()
     scored(sweep)
     line = capsys.readouterr().out.splitlines()[0]
-    assert "scoring 1 runs on 3 sequences each takes about" in line and "GiB here" in line
+    assert "scoring 1 run on 3 sequences each takes about" in line and "GiB here" in line
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "many", "1.5"])
