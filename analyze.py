@@ -19,6 +19,11 @@ intervention is a list of blocks, run from the cached state at the first changed
 itself is never touched.
 """
 
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 import math
 import time

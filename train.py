@@ -9,6 +9,11 @@ ckpt.pt and, once it is finished, summary.json. The same command, started again 
 death, skips what is finished and goes on from the last evaluation.
 """
 
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 import gc
 import json

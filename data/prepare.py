@@ -11,6 +11,15 @@ made of the held-out documents alone: a context and four continuations, of which
 one.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a script has only its own folder there
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 import hashlib
 import http.client
@@ -20,7 +29,6 @@ import platform
 import random
 import re
 import signal
-import sys
 import sysconfig
 import tarfile
 import urllib.error
@@ -28,14 +36,12 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import gpt2
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # a script has only its own folder there
 from data.files import (
     BadInput,
     cannot_write,
