@@ -16,6 +16,7 @@ A run differs from the others of its sweep by its point, which its seeds share: 
 
 import json
 import re
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -154,9 +155,13 @@ def load_checkpoint(folder, map_location):
             "published file; train it in another --out_dir"
         )
     try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()  # torch.load compares no checksums
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise damaged(folder, f"{type(error).__name__}") from None
+    if changed is not None:
+        raise damaged(folder, f"{changed} is not as it was written")
     if fault := fault_of(checkpoint, CHECKPOINT):
         raise damaged(folder, fault)
     return checkpoint

@@ -340,6 +340,16 @@ def test_a_damaged_checkpoint_is_refused(trained):
         load_run(folder)
 
 
+def test_a_flipped_bit_in_a_weight_is_refused(trained):
+    folder, model, _ = trained
+    path, weights = folder / "ckpt.pt", model.head.weight.detach().numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(weights) + 10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="ckpt.pt cannot be used .* is not as it was written"):
+        load_run(folder)
+
+
 WEIGHTS_OF_ANOTHER = GPT(GPTConfig(**{**SMALL, "n_layer": 3})).state_dict()
 
 
