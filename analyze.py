@@ -79,6 +79,7 @@ from results.scores import (
 from results.tables import write_tables
 from sparsity import TINY, densities, predict_variance
 from train import (
+    add_up,
     choose_hardware,
     duration,
     fast,
@@ -110,6 +111,7 @@ SCORED_BY = [
 JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
 DENSITY_SEQUENCES = 16
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
+BRANCHES = ("attention", "mlp")  # of a block
 TASKS = {"task": load_items, "blimp": load_pairs}  # option: what reads its file
 
 
@@ -179,13 +181,14 @@ def stream_by_token(model, idx):
     CPU: the variance over features of "residual" (h_0 .. h_L: L + 1 of them), and of what
     "attention" and "mlp" add to it; (part, "size") and (part, "cosine") of the part's update and
     of the stream that it is added to, their norms' ratio and the cosine between them, part being
-    "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians."""
-    pieces = {}
+    "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians.
+    Without "attention" and "mlp" where blocks do not add_up of them."""
+    pieces, opened = {}, add_up(model, idx[:1])
     for (rows,) in chunks(model, idx):
         h = model.embed(rows)
         layers = {"residual": [variance_of(h)]}
         for block in model.blocks:
-            parts = open_block(block, h)
+            parts = open_block(block, h) if opened else {"after": block(h)}
             for name, values in block_by_token(h, parts).items():
                 layers.setdefault(name, []).append(values)
             h = parts["after"]
@@ -196,14 +199,15 @@ def stream_by_token(model, idx):
 
 def block_by_token(h, parts):
     """What stream_by_token says of one block that was opened on h, {name: (B, T)}."""
-    between, after = parts["between"], parts["after"]
+    between, after = parts.get("between"), parts["after"]
     measured = {
         "residual": variance_of(after),
-        "attention": variance_of(parts["attention"]),
-        "mlp": variance_of(parts["mlp"]),
         "angle": F.cosine_similarity(h.double(), after.double(), dim=-1).clamp(-1, 1).arccos(),
     }
-    updates = {"attention": (h, between), "mlp": (between, after), "block": (h, after)}
+    updates = {"block": (h, after)}
+    if between is not None:
+        measured |= {branch: variance_of(parts[branch]) for branch in BRANCHES}
+        updates |= {"attention": (h, between), "mlp": (between, after)}
     for part, (stream, updated) in updates.items():
         update, stream = (updated - stream).double(), stream.double()
         measured[part, "size"] = update.norm(dim=-1) / stream.norm(dim=-1).clamp_min(TINY)
@@ -213,15 +217,17 @@ def block_by_token(h, parts):
 
 def layer_variance(model, idx):
     """{"residual": of h_0 .. h_L, "attention": of what this branch adds, "mlp": the same}: variance
-    over features, mean over tokens. Both branches before the residual addition, also for experts
-    (the published code takes those after). Beside the mean over tokens that of "residual" has its
-    "median", and its mean "without_first", where a few positions, or the first, may stand out."""
+    over features, mean over tokens. The branches, only of blocks that add_up, are taken before
+    the residual addition, also for experts (the published code takes those after). Beside the mean
+    over tokens "residual" has its "median", and its mean "without_first", where a few positions, or
+    the first, may stand out."""
     return variances_of(stream_by_token(model, idx))
 
 
 def variances_of(by_token):
     """layer_variance, of what stream_by_token returned."""
-    variance = {kind: by_token[kind].mean(dim=(0, 1)) for kind in ("residual", "attention", "mlp")}
+    kinds = [kind for kind in ("residual", *BRANCHES) if kind in by_token]
+    variance = {kind: by_token[kind].mean(dim=(0, 1)) for kind in kinds}
     residual = by_token["residual"]
     variance["median"] = residual.flatten(0, 1).median(dim=0).values
     variance["without_first"] = residual[:, 1:].mean(dim=(0, 1))
@@ -507,6 +513,7 @@ def score_run(model, config, n_sequences, device):
     torch.set_float32_matmul_precision("high")
     # Hooks do not run in compiled blocks, so what needs them takes the model as it is.
     compiled = fast.with_compiled_blocks(model) if fast else model
+    opened = add_up(model, idx[:1])
     stream, stream_errors = score_stream(model, idx)
     losses, loss_errors = score_interventions(compiled, idx, targets)
     linear, linear_errors = score_linear_maps(compiled, idx, targets, *others)
@@ -519,7 +526,7 @@ def score_run(model, config, n_sequences, device):
         "jacobian": as_lists(jacobian),
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
-        "predicted_variance": variance_at_initialisation(model.config, idx.cpu()),
+        "predicted_variance": variance_at_initialisation(model.config, idx.cpu(), opened),
         "standard_errors": stream_errors | loss_errors | linear_errors,
     }
     return analysis | derived(analysis)
@@ -533,7 +540,8 @@ def score_stream(model, idx):
     for measure in ("size", "cosine"):
         entries[measure] = {
             part: of_sequences[part, measure].mean(dim=0).tolist()
-            for part in ("attention", "mlp", "block")
+            for part in (*BRANCHES, "block")
+            if (part, measure) in of_sequences
         }
 
     def last_variance(variance):
@@ -648,10 +656,12 @@ def training_scores(losses):
     return {"training_loss": float(losses.mean())}
 
 
-def variance_at_initialisation(config, idx):
+def variance_at_initialisation(config, idx, opened):
     """What log.jsonl should show at step 0, the mean over the sequences idx (N, T); None where
-    that ran longer sequences than these."""
-    return predict_variance(config, idx) if idx.shape[1] == config.block_size else None
+    that ran longer sequences than these, or blocks are not those that the theory is of."""
+    if not opened or idx.shape[1] != config.block_size:
+        return None
+    return predict_variance(config, idx)
 
 
 def as_lists(tensors):

@@ -65,7 +65,7 @@ def report_sweep(runs, folder):
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     write_text(folder / "report.md", report_text(folder.name, sweep, figures))
-    say(folder / "report.md")
+    say("\n".join([*about_closed_blocks(sweep), str(folder / "report.md")]))
     return sweep
 
 
@@ -124,6 +124,7 @@ def sentences(sweep):
     others = [run.name for run in runs if by_other_code(run)]
     if others:
         said.append(f"Scored by other code than that which trained them: {', '.join(others)}.")
+    said += about_closed_blocks(sweep)
     if sweep.absent:
         said.append(f"Left out: {', '.join(left_out(sweep.absent))}.")
     return said + about_rates(sweep)
@@ -140,6 +141,18 @@ def about_intervals(points):
         return "One seed: numbers have no intervals, and decide nothing."
     alone = "; points of one seed have none" if 1 in n_seeds else ""
     return f"Mean ± 95 % Student-t interval over seeds{alone}."
+
+
+def about_closed_blocks(sweep):
+    """A sentence where blocks were given a form that the instruments cannot open."""
+    runs = [run for runs in sweep.points.values() for run in runs]
+    closed = [run.name for run in runs if "attention" not in run.analysis["variance"]]
+    if not closed:
+        return []
+    return [
+        "Without what each branch adds, and without theory, as blocks do more than add attention "
+        f"and then feed-forward to the stream: {', '.join(closed)}."
+    ]
 
 
 def about_rates(sweep):

@@ -68,7 +68,7 @@ VALIDATED = {**LOGGED, "val_loss": Number(), "variance": NUMBERS}
 ANALYSIS = {
     "sequences": Number(int, 1),
     "length": Number(int, 1),
-    "variance": {"residual": NUMBERS, "attention": NUMBERS, "mlp": NUMBERS},
+    "variance": {"residual": NUMBERS, "attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS)},
     "prune_ratios": NUMBERS,
     "cumulative": {"last": NUMBERS, "least": NUMBERS, "greedy": NUMBERS},
     "causal_matrix": [NUMBERS],
@@ -98,8 +98,8 @@ ANALYSIS = {
     "choices": Maybe({"accuracy": Number()}),
     "task": Maybe({"accuracy": Number()}),
     "blimp": Maybe({"accuracy": Number()}),
-    "size": Maybe({"attention": NUMBERS, "mlp": NUMBERS, "block": NUMBERS}),
-    "cosine": Maybe({"attention": NUMBERS, "mlp": NUMBERS, "block": NUMBERS}),
+    "size": Maybe({"attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS), "block": NUMBERS}),
+    "cosine": Maybe({"attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS), "block": NUMBERS}),
     "growth": Maybe(dict),
     "updates": Maybe(dict),
     "linear_use": Maybe(dict),
@@ -386,7 +386,9 @@ def check_config(run, source):
     for keys, more in LENGTHS.items():
         values = run.analysis
         for key in keys:
-            values = values[key]
+            values = values.get(key)
+        if values is None:  # what fault_of lets be missing
+            continue
         wanted = model_config.n_layer + more
         if len(values) != wanted:
             name = ".".join(keys)

@@ -2,6 +2,7 @@
 answer is known."""
 
 import ast
+import itertools
 import json
 import math
 import shutil
@@ -772,11 +773,6 @@ def test_other_code_that_scores_scores_again(trained, monkeypatch, tmp_path):
 
 def test_a_run_by_other_code_is_scored_only_where_that_is_asked_for(trained, refused, monkeypatch):
     sweep, run = trained
-
-    def post_norm(self, x):
-        x = self.attention_norm(x + self.attention(x))
-        return self.mlp_norm(x + self.mlp(x))
-
     monkeypatch.setattr("model.Block.forward", post_norm)
     message = refused(analyze.main, [sweep])
     assert "other code" in message and "--old_code" in message
@@ -784,6 +780,67 @@ def test_a_run_by_other_code_is_scored_only_where_that_is_asked_for(trained, ref
     scored(sweep, "--old_code")
     report = (sweep / "report.md").read_text(encoding="utf-8")
     assert "Scored by other code than that which trained them: run." in report
+
+
+def post_norm(self, x):
+    x = self.attention_norm(x + self.attention(x))
+    return self.mlp_norm(x + self.mlp(x))
+
+
+def a_little_more_attention(self, x):
+    x = x + 1.001 * self.attention(self.attention_norm(x))
+    return x + self.mlp(self.mlp_norm(x))
+
+
+def two_branches_side_by_side(self, x):
+    return x + self.attention(self.attention_norm(x)) + self.mlp(self.mlp_norm(x))
+
+
+def attention_alone(self, x):
+    return x + self.attention(self.attention_norm(x))
+
+
+OTHER_BLOCKS = [post_norm, a_little_more_attention, two_branches_side_by_side, attention_alone]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("forward", OTHER_BLOCKS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_of_a_block_of_another_form_only_the_whole_is_measured(forward, dtype, monkeypatch):
+    monkeypatch.setattr("model.Block.forward", forward)
+    model, (idx, _) = build().to(dtype), data()
+    measured = analyze.stream_by_token(model, idx)
+    assert measured.keys() == {"residual", "angle", ("block", "size"), ("block", "cosine")}
+    states = analyze.hidden_states(model, idx)
+    for l, (h, after) in enumerate(itertools.pairwise(states)):
+        size = (after - h).norm(dim=-1) / h.norm(dim=-1)
+        assert torch.allclose(measured["block", "size"][..., l], size.double(), rtol=1e-4)
+    assert analyze.layer_variance(model, idx).keys() == {"residual", "median", "without_first"}
+
+
+@each_toggle
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_block_of_ours_is_opened(toggle, dtype):
+    model = build(**toggle)
+    model.compute_dtype = dtype
+    assert analyze.add_up(model, data()[0])
+
+
+def test_a_post_norm_run_is_trained_scored_and_reported(project, monkeypatch, capsys):
+    """README's third exercise: no branch's size, no theory, and a sentence that says so."""
+    monkeypatch.setattr("model.Block.forward", post_norm)
+    few = "n_layer = 2\nmax_iters = 2\nwarmup_iters = 0\neval_tokens = 64\n"
+    train.main([written(project / "small.toml", [few + SMALL_OPTIONS])])
+    log = (project / "out/small/run/log.jsonl").read_text().splitlines()
+    assert "variance" in log[-1] and "attention_variance" not in log[-1]
+    sweep = project / "out/small"
+    scored(sweep)
+    analysis = entries(sweep / "run")
+    assert analysis["size"].keys() == {"block"} and analysis["predicted_variance"] is None
+    sentence = "Without what each branch adds, and without theory, as blocks do more than add"
+    assert sentence in capsys.readouterr().out
+    assert sentence in (sweep / "report.md").read_text()
+    assert "theory" not in {path.stem for path in sweep.glob("*.png")}
 
 
 def test_a_run_without_a_fingerprint_is_accepted(trained):

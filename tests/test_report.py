@@ -58,7 +58,10 @@ def made_up_run(n_layer, rate, seed, perplexity):
         "n_eff_share": measured["share"],
         "prune_ratios": [1.1] * n_layer,
         "jacobian": {"deviation": DEVIATION[n_layer]},
-        "variance": {"residual": [5e-5 if rate == 0.003 and n_layer == 1 else 1.0, 2.0]},
+        "variance": {
+            "residual": [5e-5 if rate == 0.003 and n_layer == 1 else 1.0, 2.0],
+            "attention": [1.0] * n_layer,
+        },
         "densities": dict.fromkeys(("weight", "attention", "key_value", "expert"), 1),
     }
     return Run(f"{point},seed={seed}", config, summary, [], analysis if perplexity else None)
@@ -72,6 +75,15 @@ def control():
         for seed, perplexity in enumerate(perplexities)
     ]
     return sweep_of([*runs, made_up_run(8, 0.003, 0, 22), made_up_run(8, 0.003, 1, None)])
+
+
+def test_blocks_that_could_not_be_opened_are_named(control):
+    run = control.points["n_layer=8,learning_rate=0.001"][1]
+    del run.analysis["variance"]["attention"]
+    (sentence,) = report.about_closed_blocks(control)
+    assert sentence.startswith("Without what each branch adds, and without theory, as blocks do")
+    assert sentence.endswith(": n_layer=8,learning_rate=0.001,seed=1.")
+    assert sentence in sentences(control)
 
 
 # Of two seeds the half-width is 12.706 / 2 times their difference.
