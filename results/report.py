@@ -103,18 +103,22 @@ def report_text(name, sweep, figures):
 def sentences(sweep):
     """How many runs of what, how they were scored, what they cost, and what is not among them."""
     runs = [run for runs in sweep.points.values() for run in runs]
-    first, seeds = runs[0], sorted({run.seed for run in runs})
+    seeds = sorted({run.seed for run in runs})
     lengths = [run.analysis["length"] for run in runs]
     shortest, longest = min(lengths), max(lengths)
     length = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    sequences = counted(first.analysis["sequences"], "held-out sequence")
+    datasets = enumerated(f"data/{run.config['dataset']}" for run in runs)
+    sequences = enumerated(run.analysis["sequences"] for run in runs)
+    are_several = {run.analysis["sequences"] for run in runs} != {1}
+    torches = enumerated(run.summary["torch"] for run in runs)
+    devices = enumerated(run.summary["device"] for run in runs)
     minutes = round(sum(run.summary["seconds"] for run in runs) / 60)
     cost = f"{counted(minutes, 'minute')}, summed over runs" if minutes else "less than a minute"
     said = [
         f"{counted(len(runs), 'run')}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))};",
-        f"data/{first.config['dataset']};",
-        f"scores on {sequences} of {length} tokens;",
-        f"torch {first.summary['torch']}, {first.summary['device']}.",
+        f"{datasets};",
+        f"scores on {sequences} held-out sequence{'s' * are_several} of {length} tokens;",
+        f"torch {torches}, {devices}.",
         about_intervals(sweep.points),
         "Usefulness and N_eff are with the linear maps fitted on other sequences.",
         f"Training took {cost}.",
@@ -133,6 +137,12 @@ def sentences(sweep):
 def counted(n, noun):
     """Such as "1 run" and "2 runs"."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def enumerated(values):
+    """Such as "8", "8 and 16" or "8, 16 and 32": each value once, in order."""
+    *others, last = map(str, sorted(set(values)))
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def about_intervals(points):

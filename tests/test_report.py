@@ -77,6 +77,16 @@ def control():
     return sweep_of([*runs, made_up_run(8, 0.003, 0, 22), made_up_run(8, 0.003, 1, None)])
 
 
+def test_all_versions_devices_data_and_numbers_of_sequences_are_named(control):
+    first, second, third, *_ = [run for runs in control.points.values() for run in runs]
+    first.summary["torch"], second.summary["torch"] = "2.11.0", "2.11.0"
+    second.summary["device"], third.summary["device"] = "H200", "H100"
+    third.analysis["sequences"], first.config["dataset"] = 48, "books"
+    text = " ".join(sentences(control))
+    assert "; data/books and data/tiny; scores on 8 and 48 held-out sequences of 16 tok" in text
+    assert "; torch 2.11.0 and 2.13.0, H100, H200 and cpu. " in text
+
+
 def test_blocks_that_could_not_be_opened_are_named(control):
     run = control.points["n_layer=8,learning_rate=0.001"][1]
     del run.analysis["variance"]["attention"]
