@@ -859,6 +859,9 @@ def analyse_sweep(path, arguments):
 def score_sweep(path, arguments):
     """All runs are looked at before the first is scored."""
     folders = sorted(file.parent for file in path.glob("*/summary.json"))
+    started = {file.parent for file in path.glob("*/config.json")}
+    if unfinished := sorted(folder.name for folder in started - set(folders)):
+        say(f"{path}: left out, as not trained to the end: {', '.join(unfinished)}")
     options = (tasks_of(arguments), arguments.old_code, arguments.again)
     work = {folder: work_on(folder, arguments.sequences, *options) for folder in folders}
     work = {folder: of for folder, of in work.items() if of is not None}
@@ -891,30 +894,64 @@ def default_sequences():
 
 def sweeps_of(paths):
     """Of several paths, such as out/* or results/*.json, those with finished runs in them or with a
-    sweep's figures beside them; a line says which are left out. One alone is taken as it is. Raises
-    BadInput where none is left, one does not exist, or two have one name."""
+    sweep's figures beside them; a line says which are left out. A file alone is taken as it is.
+    Raises BadInput where none is left, one does not exist, or two have one name."""
+    paths = [path if path.name not in ("", "..") else path.resolve() for path in paths]
     if absent := [str(path) for path in paths if not path.exists()]:
         raise BadInput(f"there is no {', no '.join(absent)}: train one first, with python train.py")
-    if len(paths) == 1:
+    if len(paths) == 1 and paths[0].suffix == ".json":
         return paths
     sweeps = [
         path
         for path in paths
-        if any(path.glob("*/summary.json")) or (path.is_file() and path.with_suffix("").is_dir())
+        if any(path.glob("*/summary.json"))
+        or (path.suffix == ".json" and path.with_suffix("").is_dir())
     ]
+    if not sweeps:
+        raise BadInput(what_to_name(paths[0]))
     if skipped := [str(path) for path in paths if path not in sweeps]:
         say(f"skipped, without finished runs, or figures beside them: {', '.join(skipped)}")
-    if not sweeps:
-        raise BadInput("nothing is left of these: name one alone, and it gets its folder")
     names = [name_of(path) for path in sweeps]
     if twice := {name for name in names if names.count(name) > 1}:
         raise BadInput(f"two sweeps are called {min(twice)}: analyze them one at a time")
     return sweeps
 
 
+def what_to_name(path):
+    """A sentence for a path that is no sweep."""
+    published = Path(f"{path}.json")
+    if path.suffix == ".json":
+        return f"{path} has no figures beside it: name it alone, and it gets some"
+    if not path.is_dir():
+        return f"{path} is no sweep: name a folder of runs, such as out/demo, or a published .json"
+    if (path / "config.json").exists():
+        return f"{path} is one run: name its sweep, {path.parent}"
+    if published.is_file():
+        return f"{path} holds figures alone: name {published}"
+    if sweeps := sorted({file.parent.parent for file in path.glob("*/*/summary.json")}):
+        return f"{path} holds sweeps: name one, such as {sweeps[0]}, or all, {path}/*"
+    if any(path.glob("*.json")):
+        return f"{path} holds no runs: name one of its files, or all, {path}/*.json"
+    if any(path.glob("*/config.json")):
+        return f"{path} holds no finished run: the command that trained it goes on with it"
+    return f"{path} holds no finished run: train one first, with python train.py"
+
+
+def refuse_options(arguments, sweeps):
+    """Raises BadInput where options ask for what these sweeps cannot have."""
+    if all(path.suffix == ".json" for path in sweeps):
+        scoring = ("sequences", "task", "blimp", "again", "old_code")
+        if given := [name for name in scoring if getattr(arguments, name)]:
+            raise BadInput(
+                f"--{given[0]} scores runs, whose weights no published file holds: name their "
+                "folder, such as out/demo"
+            )
+
+
 def analyse_sweeps(arguments):
     refuse_dashes(arguments)
     sweeps = sweeps_of(arguments.sweeps)
+    refuse_options(arguments, sweeps)
     if arguments.restore:
         for path in sweeps:
             restore_runs(path, arguments.restore)

@@ -491,8 +491,11 @@ def choose_hardware(config):
         probe.item()  # only use shows that a device is there
         device = probe.device
     except (RuntimeError, AssertionError) as error:
-        why = reason(error).split(". ")[0][:100]
-        raise BadInput(f"device = {config.device} cannot be used here ({why})") from None
+        why = reason(error).split(". ")[0]
+        why = "torch knows no such device" if why.startswith("Expected one of") else why[:100]
+        raise BadInput(
+            f"device = {config.device} cannot be used here ({why}): give auto, cpu, cuda or cuda:N"
+        ) from None
     on_gpu = device.type == "cuda"
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if config.dtype == "auto":
@@ -725,7 +728,12 @@ def parse_arguments(argv):
     parser.add_argument(
         "--bench", action="store_true", help="time the training step of each point; train nothing"
     )
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise BadInput(
+            f"{unknown[0]} is no option: options are written --name=value, and "
+            "python train.py --help lists them all"
+        )
     refuse_dashes(arguments)
     arguments = vars(arguments)
     path, only_time = Path(arguments.pop("config")), arguments.pop("bench")

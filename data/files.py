@@ -54,6 +54,8 @@ def or_one_sentence(function, *arguments, stopped="nothing was written"):
         sentence = reason(error)
         if error.filename is not None:
             sentence = f"{error.filename}: {sentence}"
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            sentence += "; a folder is to stand there: name another, or move the file away"
     print(f"{program}: {sentence}", file=sys.stderr)
     sys.exit(2)
 

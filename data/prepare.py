@@ -326,7 +326,8 @@ def books(archive):
     if (found := summary_of(contents)) != BOOKS:
         raise BadInput(
             f"{archive} does not hold the books of the published results "
-            f"(but {found}, instead of {BOOKS}): delete it and download it again"
+            f"(but {found}, instead of {BOOKS}): give another, or, where it was downloaded, delete "
+            "it, and the same command downloads it again"
         )
     documents = [(name, contents[name].decode(errors="replace")) for name in sorted(contents)]
     return split_by_name(documents, lambda name: first_byte(name) < BOOKS_HELD_OUT, archive)
@@ -351,12 +352,12 @@ def opened_archive(path):
     try:
         with tarfile.open(path) as tar:
             yield tar
-    except BadInput:
+    except (BadInput, FileNotFoundError, IsADirectoryError):
         raise
     except Exception as error:  # whatever the four modules below tarfile raise
         raise BadInput(
-            f"{path} cannot be read as a tar archive ({reason(error)}): "
-            "give a whole one, or delete it and download it again"
+            f"{path} cannot be read as a tar archive ({reason(error).rstrip(':')}): give a whole "
+            "one, or, where it was downloaded, delete it, and the same command downloads it again"
         ) from None
 
 

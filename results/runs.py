@@ -187,7 +187,9 @@ def described(folder):
     """(GPTConfig, TrainConfig, what config.json holds) of a run. Raises BadInput."""
     path = folder / "config.json"
     if not path.exists():
-        raise BadInput(f"{folder} is not a run folder: it has no config.json")
+        runs = sorted(folder.glob("*/config.json"))
+        such_as = f"{runs[0].parent}" if runs else "out/demo/n_layer=8"
+        raise BadInput(f"{folder} is no run's folder, with a config.json: name one, as {such_as}")
     written = read_json(path, dict)
     return *configs_of(written, path), written
 

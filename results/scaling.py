@@ -1,6 +1,6 @@
 """How does the cost of a training step grow with depth, context and number of experts?
 
-    python -m results.scaling [--out results] [--windows 3]      four minutes on one H100
+    python -m results.scaling [--out results] [--windows 3]
 
 Times the real training step (train.bench) of width 256, 32,768 tokens a step, and writes
 scaling.json and scaling.png.

@@ -912,6 +912,48 @@ def test_of_several_folders_those_without_runs_are_skipped(trained, capsys):
     assert "skipped" in out and "empty" in out and (sweep / "report.md").exists()
 
 
+def test_what_is_no_sweep_is_told_what_to_name(trained, refused, project, monkeypatch):
+    sweep, run = trained
+    (project / "results/demo").mkdir(parents=True)
+    written(project / "results/demo.json", ["[]"])
+    (project / "empty").mkdir()
+    (project / "begun/run").mkdir(parents=True)
+    shutil.copy(run / "config.json", project / "begun/run")
+    for path, named in {
+        "out": "name one, such as out/small, or all, out/*",
+        "out/small/run": "name its sweep, out/small",
+        "results/demo": "name results/demo.json",
+        "results": "results/*.json",
+        "small.toml": "a folder of runs, such as out/demo",
+        "begun": "the command that trained it goes on with it",
+        "empty": "train one first",
+        "none": "there is no none",
+        "/": "/ holds no",
+    }.items():
+        assert named in refused(analyze.main, [path])
+    assert "holds no finished run" in refused(analyze.main, ["empty", "begun"])
+    monkeypatch.chdir(run)
+    analyze.main(["..", "--sequences", "2"])
+    monkeypatch.chdir(sweep)
+    analyze.main(["."])
+    assert (sweep / "report.md").exists()
+
+
+@pytest.mark.parametrize("option", [["--task", "a.jsonl"], ["--sequences", "3"], ["--again"]])
+def test_published_files_cannot_be_scored(project, refused, option):
+    written(project / "sweep.json", ["[]"])
+    message = refused(analyze.main, ["sweep.json", *option])
+    assert message.count(option[0]) == 1 and "name their folder" in message
+
+
+def test_runs_that_were_not_finished_are_named(trained, capsys):
+    sweep, run = trained
+    shutil.copytree(run, sweep / "other")
+    (sweep / "other/summary.json").unlink()
+    scored(sweep)
+    assert "left out, as not trained to the end: other" in capsys.readouterr().out
+
+
 def test_two_sweeps_of_one_name_are_refused(trained, refused):
     sweep, _ = trained
     shutil.copytree(sweep, sweep.parent / "other/small")

@@ -33,6 +33,10 @@ def raise_it(error):
         (BadInput("no such layer: give one of 0 to 3"), "no such layer: give one of 0 to 3"),
         (FileNotFoundError(2, "No such file", "none.txt"), "none.txt: No such file"),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (
+            FileExistsError(17, "File exists", "out"),
+            "out: File exists; a folder is to stand there: name another, or move the file away",
+        ),
         (OSError("a reason\nand more"), "a reason"),
         (MemoryError(), "out of memory: give the model fewer blocks, or a step fewer sequences"),
     ],

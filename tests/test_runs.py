@@ -322,7 +322,7 @@ def test_a_model_from_before_eval_tokens_comes_back(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="is not a run folder"):
+    with pytest.raises(BadInput, match="is no run's folder"):
         load_run(tmp_path)
 
 
