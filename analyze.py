@@ -19,11 +19,16 @@ intervention is a list of blocks, run from the cached state at the first changed
 itself is never touched.
 """
 
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
-import hashlib
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +38,7 @@ from tqdm import tqdm
 from configs.read import Point, TrainConfig
 from data import read
 from data.files import BadInput, or_one_sentence, read_json, refuse_dashes, say, write_json
-from data.prepare import tokenizer
+from data.prepare import sha256_of, tokenizer
 from data.read import (
     held_out_sequences,
     load_items,
@@ -46,12 +51,13 @@ from data.read import (
 )
 from downstream import choice_accuracy, minimal_pairs
 from model import GPT
-from results.report import report_all, report_sweep
+from results.report import counted, report_all, report_sweep
 from results.runs import (
     SUMMARY,
     described,
     load_run,
     publish_runs,
+    read_analysis,
     read_runs,
     refuse_other_code,
     restore_runs,
@@ -77,6 +83,7 @@ from results.scores import (
 from results.tables import write_tables
 from sparsity import TINY, densities, predict_variance
 from train import (
+    add_up,
     choose_hardware,
     duration,
     fast,
@@ -110,6 +117,8 @@ DENSITY_SEQUENCES = 16
 SHORT_CONTEXT = 64  # tokens, of which 32 to 63 stand before a target
 SAME_TARGETS_SHARE = 1 / 4  # of eval_tokens
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
+BRANCHES = ("attention", "mlp")  # of a block
+TASKS = {"task": load_items, "blimp": load_pairs}  # option: what reads its file
 
 
 # States and interventions ------------------------------------------------------------------------
@@ -178,13 +187,14 @@ def stream_by_token(model, idx):
     CPU: the variance over features of "residual" (h_0 .. h_L: L + 1 of them), and of what
     "attention" and "mlp" add to it; (part, "size") and (part, "cosine") of the part's update and
     of the stream that it is added to, their norms' ratio and the cosine between them, part being
-    "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians."""
-    pieces = {}
+    "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians.
+    Without "attention" and "mlp" where blocks do not add_up of them."""
+    pieces, opened = {}, add_up(model, idx[:1])
     for (rows,) in chunks(model, idx):
         h = model.embed(rows)
         layers = {"residual": [variance_of(h)]}
         for block in model.blocks:
-            parts = open_block(block, h)
+            parts = open_block(block, h) if opened else {"after": block(h)}
             for name, values in block_by_token(h, parts).items():
                 layers.setdefault(name, []).append(values)
             h = parts["after"]
@@ -195,14 +205,15 @@ def stream_by_token(model, idx):
 
 def block_by_token(h, parts):
     """What stream_by_token says of one block that was opened on h, {name: (B, T)}."""
-    between, after = parts["between"], parts["after"]
+    between, after = parts.get("between"), parts["after"]
     measured = {
         "residual": variance_of(after),
-        "attention": variance_of(parts["attention"]),
-        "mlp": variance_of(parts["mlp"]),
         "angle": F.cosine_similarity(h.double(), after.double(), dim=-1).clamp(-1, 1).arccos(),
     }
-    updates = {"attention": (h, between), "mlp": (between, after), "block": (h, after)}
+    updates = {"block": (h, after)}
+    if between is not None:
+        measured |= {branch: variance_of(parts[branch]) for branch in BRANCHES}
+        updates |= {"attention": (h, between), "mlp": (between, after)}
     for part, (stream, updated) in updates.items():
         update, stream = (updated - stream).double(), stream.double()
         measured[part, "size"] = update.norm(dim=-1) / stream.norm(dim=-1).clamp_min(TINY)
@@ -212,15 +223,17 @@ def block_by_token(h, parts):
 
 def layer_variance(model, idx):
     """{"residual": of h_0 .. h_L, "attention": of what this branch adds, "mlp": the same}: variance
-    over features, mean over tokens. Both branches before the residual addition, also for experts
-    (the published code takes those after). Beside the mean over tokens that of "residual" has its
-    "median", and its mean "without_first", where a few positions, or the first, may stand out."""
+    over features, mean over tokens. The branches, only of blocks that add_up, are taken before
+    the residual addition, also for experts (the published code takes those after). Beside the mean
+    over tokens "residual" has its "median", and its mean "without_first", where a few positions, or
+    the first, may stand out."""
     return variances_of(stream_by_token(model, idx))
 
 
 def variances_of(by_token):
     """layer_variance, of what stream_by_token returned."""
-    variance = {kind: by_token[kind].mean(dim=(0, 1)) for kind in ("residual", "attention", "mlp")}
+    kinds = [kind for kind in ("residual", *BRANCHES) if kind in by_token]
+    variance = {kind: by_token[kind].mean(dim=(0, 1)) for kind in kinds}
     residual = by_token["residual"]
     variance["median"] = residual.flatten(0, 1).median(dim=0).values
     variance["without_first"] = residual[:, 1:].mean(dim=(0, 1))
@@ -539,6 +552,7 @@ def score_run(model, config, n_sequences, device):
     torch.set_float32_matmul_precision("high")
     # Hooks do not run in compiled blocks, so what needs them takes the model as it is.
     compiled = fast.with_compiled_blocks(model) if fast else model
+    opened = add_up(model, idx[:1])
     stream, stream_pseudo = score_stream(model, idx)
     losses, loss_pseudo = score_interventions(compiled, idx, targets)
     linear, linear_pseudo = score_linear_maps(compiled, idx, targets, *others)
@@ -553,7 +567,7 @@ def score_run(model, config, n_sequences, device):
         "jacobian": as_lists(jacobian),
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
-        "predicted_variance": variance_at_initialisation(model.config, idx.cpu()),
+        "predicted_variance": variance_at_initialisation(model.config, idx.cpu(), opened),
         "standard_errors": standard_errors(pseudo),
         "per_sequence": kept_per_sequence(pseudo),
     }
@@ -568,7 +582,8 @@ def score_stream(model, idx):
     for measure in ("size", "cosine"):
         entries[measure] = {
             part: of_sequences[part, measure].mean(dim=0).tolist()
-            for part in ("attention", "mlp", "block")
+            for part in (*BRANCHES, "block")
+            if (part, measure) in of_sequences
         }
 
     def last_variance(variance):
@@ -701,70 +716,137 @@ def score_same_targets(model, config):
     return entry, pseudo
 
 
-def variance_at_initialisation(config, idx):
+def variance_at_initialisation(config, idx, opened):
     """What log.jsonl should show at step 0, the mean over the sequences idx (N, T); None where
-    that ran longer sequences than these."""
-    return predict_variance(config, idx) if idx.shape[1] == config.block_size else None
+    that ran longer sequences than these, or blocks are not those that the theory is of."""
+    if not opened or idx.shape[1] != config.block_size:
+        return None
+    return predict_variance(config, idx)
 
 
 def as_lists(tensors):
     return {name: values.tolist() for name, values in tensors.items()}
 
 
-def score_tasks(model, config, n_items, task=None, blimp=None):
-    """Entries of analysis.json: of the data's own choices the first n_items; of a file of items,
-    `task`, and of pairs, `blimp`, all."""
-    encoding = tokenizer(load_meta(config.dataset)["vocab_size"])
-    encode, entries = encoding.encode_ordinary, {}
-    choices = read.DATA / config.dataset / "choices.jsonl"
-    if items := load_items(choices)[:n_items]:
-        entries["choices"] = {"file": choices.name, **choice_accuracy(model, items, encode)}
-    if task and (items := load_items(task)):
-        entries["task"] = {"file": task.name, **choice_accuracy(model, items, encode)}
-    if blimp and (pairs := load_pairs(blimp)):
-        accuracy = minimal_pairs(model, pairs, encode, end_of_text=encoding.n_vocab - 1)
-        entries["blimp"] = {"file": blimp.name, **accuracy}
-    return entries
+def score_choices(model, config, n_items):
+    """The entry "choices" of analysis.json, of the first n_items that the data have; or none."""
+    path = read.DATA / config.dataset / "choices.jsonl"
+    items = load_items(path)[:n_items]
+    if not items:
+        return {}
+    encode = encoding_of(config).encode_ordinary
+    return {"choices": {"file": path.name, **choice_accuracy(model, items, encode)}}
 
 
-def scoring_of(folder, n_sequences, tasks=(), old_code=False, again=False):
-    """The entries of analysis.json that say what scores a finished run, or None where nothing is to
-    do: it diverged, or has no weights any more, as a restored one, or is scored just so (again:
-    then, too, it is to do). Raises BadInput where data or code are not those that it was trained
-    with (old_code: the present code scores it all the same, which the report says)."""
+def score_task(model, config, task, path):
+    """The entry of analysis.json for a file of items, "task", or of pairs of sentences, "blimp"."""
+    items, encoding = TASKS[task](path), encoding_of(config)
+    if task == "task":
+        return {"file": path.name, **choice_accuracy(model, items, encoding.encode_ordinary)}
+    end_of_text = encoding.n_vocab - 1
+    accuracy = minimal_pairs(model, items, encoding.encode_ordinary, end_of_text)
+    return {"file": path.name, **accuracy}
+
+
+def encoding_of(config):
+    return tokenizer(load_meta(config.dataset)["vocab_size"])
+
+
+def analyse_run(folder, work):
+    """Score what there is to do (Work) of a finished run, and write its analysis.json."""
+    started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
+    model, config = load_run(folder, device)
+    model = fast.with_sorted_experts(model) if fast else model
+    analysis = dict(work.kept)
+    if n_sequences := work.n_sequences:
+        analysis |= score_run(model, config, n_sequences, device)
+        analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
+        analysis["same_targets"], pseudo = score_same_targets(model, config)
+        analysis["standard_errors"]["same_targets"] = standard_errors(pseudo)
+        analysis["per_sequence"]["same_targets"] = kept_per_sequence(pseudo)
+        analysis |= score_choices(model, config, ITEMS_PER_SEQUENCE * n_sequences)
+        analysis |= {
+            "seconds": time.perf_counter() - started,
+            "torch": torch.__version__,
+            "device": str(device),
+            "code": work.code,
+        }
+    for task, path in work.tasks.items():
+        analysis[task] = score_task(model, config, task, path)
+    write_json(folder / "analysis.json", {**analysis, "scored_from": work.scored_from})
+
+
+# What there is to do -----------------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """Of a run: what is to be scored, and what is there already."""
+
+    n_sequences: int | None  # to score on; None: these scores are there
+    tasks: dict  # {"task", "blimp": the file}
+    kept: dict  # entries of analysis.json that stay
+    scored_from: dict  # {"scores", "task", "blimp": what they follow from}, once it is done
+    code: str  # the fingerprint of the present code
+
+
+def work_on(folder, n_sequences=None, tasks=None, old_code=False, again=False):
+    """The Work that a finished run still needs, or None: it diverged, or has no weights any more,
+    as a restored one, or is scored just so (again: then, too, it is to do).
+
+    n_sequences None: as many as it is scored on already, or default_sequences. tasks: {"task",
+    "blimp": file}; an entry of one that is not among them stays, as long as weights, data and code
+    do. Raises BadInput where data or code are not those that the run was trained with (old_code:
+    the present code scores it all the same, which the report says)."""
     diverged = read_json(folder / "summary.json", SUMMARY)["diverged"]
     if diverged or not (folder / "ckpt.pt").exists():
         return None
+    code = code_that_scores(folder, old_code)
+    source, tasks, analysis = source_of_scores(folder), tasks or {}, read_analysis(folder) or {}
+    was = analysis.get("scored_from", {})
+    there = {part: scored for part, scored in was.items() if scored.startswith(source)}
+    wanted = {"scores": f"{source}, {n_sequences or default_sequences()} sequences"}
+    if n_sequences is None and not again:
+        wanted["scores"] = there.get("scores", wanted["scores"])
+    wanted |= {task: f"{source}, {sha256_of([path])}" for task, path in tasks.items()}
+    to_do = [part for part in wanted if again or there.get(part) != wanted[part]]
+    say_what_goes(folder, analysis, {**there, **wanted})
+    if not to_do:
+        return None
+    kept = {part: analysis[part] for part in there if part in TASKS and part in analysis}
+    return Work(
+        n_sequences=n_sequences or default_sequences() if "scores" in to_do else None,
+        tasks={task: path for task, path in tasks.items() if task in to_do},
+        kept=kept if "scores" in to_do else analysis,
+        scored_from={**there, **wanted},
+        code=code,
+    )
+
+
+def code_that_scores(folder, old_code):
+    """The present code's fingerprint on a run's model."""
     model_config, config, written = described(folder)
     code = fingerprint(Point(model_config, config, sweep={}))
     refuse_other_data(folder, written, config)
     if not old_code:
         or_else = ", or give --old_code to score it by the present code"
         refuse_other_code(folder, written, code, or_else)
-    scored_as = identity_of_scores(folder, config, n_sequences, tasks)
-    if not again and was_scored_as(folder, scored_as):
-        return None
-    return {"code": code, "scored_as": scored_as}
+    return code
 
 
-def analyse_run(folder, n_sequences, scored_by, task=None, blimp=None):
-    """Score a finished run and write its analysis.json; scored_by: what scoring_of returned."""
-    started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
-    model, config = load_run(folder, device)
-    model = fast.with_sorted_experts(model) if fast else model
-    analysis = score_run(model, config, n_sequences, device)
-    analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
-    analysis["same_targets"], pseudo = score_same_targets(model, config)
-    analysis["standard_errors"]["same_targets"] = standard_errors(pseudo)
-    analysis["per_sequence"]["same_targets"] = kept_per_sequence(pseudo)
-    analysis |= score_tasks(model, config, ITEMS_PER_SEQUENCE * n_sequences, task, blimp)
-    analysis |= {
-        "seconds": time.perf_counter() - started,
-        "torch": torch.__version__,
-        "device": str(device),
-        **scored_by,
-    }
-    write_json(folder / "analysis.json", analysis)
+def source_of_scores(folder):
+    """What all scores of a run follow from: its weights and the code that scores, and its data."""
+    _, config, _ = described(folder)
+    files = [folder / "ckpt.pt", *filter(Path.exists, SCORED_BY)]  # fast.py may be deleted
+    return f"{sha256_of(files)}, {load_meta(config.dataset)['sha256']}"
+
+
+def say_what_goes(folder, analysis, stays):
+    for task in TASKS:
+        if task in analysis and task not in stays:
+            say(
+                f"{folder}: its scores on {analysis[task].get('file', 'a task')} are by other "
+                f"weights, data or code, and go: give --{task} again"
+            )
 
 
 def refuse_other_data(folder, written, config):
@@ -774,21 +856,6 @@ def refuse_other_data(folder, written, config):
             f"data/{config.dataset} is not what {folder} was trained on: prepare it as it was, "
             "or train again"
         )
-
-
-def identity_of_scores(folder, config, n_sequences, tasks):
-    """What scores follow from: weights, data, sequences, and the text of the code that scores."""
-    digest = hashlib.sha256()
-    for path in [folder / "ckpt.pt", *SCORED_BY, *filter(None, tasks)]:
-        if path not in SCORED_BY or path.exists():  # fast.py may be deleted
-            digest.update(path.read_bytes())
-    digest.update(f"{load_meta(config.dataset)['sha256']} {n_sequences}".encode())
-    return digest.hexdigest()
-
-
-def was_scored_as(folder, scored_as):
-    path = folder / "analysis.json"
-    return path.exists() and (read_json(path) or {}).get("scored_as") == scored_as
 
 
 # What scoring costs ------------------------------------------------------------------------------
@@ -804,13 +871,16 @@ def whole_passes(config, n_sequences):
     return L * L / 2 / turns(L, n_sequences) + 5 * L + 20 + 3 * C / JACOBIAN_SHARE + choices
 
 
-def announce(path, folders, n_sequences):
-    """Say how long scoring these runs will take here, and in how much memory, by the time of the
-    first one's forward pass."""
-    if not folders:
+def announce(path, work):
+    """Say how long scoring these runs, {folder: Work}, will take here, and in how much memory, by
+    the time of the first one's forward pass; tasks of one's own are not counted."""
+    whole = {folder: of.n_sequences for folder, of in work.items() if of.n_sequences}
+    if some := sorted({task.name for of in work.values() for task in of.tasks.values()}):
+        say(f"{path}: scoring {counted(len(work), 'run')} on {', '.join(some)}")
+    if not whole:
         return
     device = choose_hardware(TrainConfig()).device
-    model, config = load_run(folders[0], device)
+    model, config = load_run(next(iter(whole)), device)
     idx, _ = held_out_sequences(config, model.config, 2, device=device)
     with torch.no_grad():
         model(idx)
@@ -819,7 +889,7 @@ def announce(path, folders, n_sequences):
         seconds = time.perf_counter() - began
     per_operation = seconds / idx.numel() / model.flops_per_token()
     total, largest = 0.0, 0.0
-    for folder in folders:
+    for folder, n_sequences in whole.items():
         of_run = described(folder)[0]
         with torch.device("meta"):  # counts alone
             few = GPT(of_run)
@@ -830,8 +900,8 @@ def announce(path, folders, n_sequences):
         held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(of_run))
         largest = max(largest, 4 * (held + few.count_parameters()))
     say(
-        f"{path}: scoring {len(folders)} runs on {n_sequences} sequences each takes about "
-        f"{duration(total)} and {max(0.1, largest / 2**30):.1f} GiB here"
+        f"{path}: scoring {counted(len(whole), 'run')} on {max(whole.values())} sequences each "
+        f"takes about {duration(total)} and {max(0.1, largest / 2**30):.1f} GiB here"
     )
 
 
@@ -840,8 +910,7 @@ def announce(path, folders, n_sequences):
 
 def analyse_sweep(path, arguments):
     """Scores, figures and report of one sweep's folder or published file; returns its Sweep."""
-    n_sequences = arguments.sequences or default_sequences()
-    score_sweep(path, n_sequences, arguments)
+    score_sweep(path, arguments)
     runs = read_runs(path)
     target = path.with_name(name_of(path))
     if arguments.publish and runs:
@@ -852,20 +921,29 @@ def analyse_sweep(path, arguments):
     return report_sweep(runs, target)
 
 
-def score_sweep(path, n_sequences, arguments):
+def score_sweep(path, arguments):
     """All runs are looked at before the first is scored."""
-    tasks = [arguments.task, arguments.blimp]
-    to_do = {}
-    for folder in sorted(file.parent for file in path.glob("*/summary.json")):
-        scored_by = scoring_of(folder, n_sequences, tasks, arguments.old_code, arguments.again)
-        if scored_by is not None:
-            to_do[folder] = scored_by
-    announce(path, list(to_do), n_sequences)
-    for folder, scored_by in tqdm(
-        to_do.items(), desc=path.name, unit="run", disable=None, leave=False
-    ):
+    folders = sorted(file.parent for file in path.glob("*/summary.json"))
+    started = {file.parent for file in path.glob("*/config.json")}
+    if unfinished := sorted(folder.name for folder in started - set(folders)):
+        say(f"{path}: left out, as not trained to the end: {', '.join(unfinished)}")
+    options = (tasks_of(arguments), arguments.old_code, arguments.again)
+    work = {folder: work_on(folder, arguments.sequences, *options) for folder in folders}
+    work = {folder: of for folder, of in work.items() if of is not None}
+    announce(path, work)
+    for folder, of in tqdm(work.items(), desc=path.name, unit="run", disable=None, leave=False):
         with memory_said(f"scoring {folder}"):
-            analyse_run(folder, n_sequences, scored_by, *tasks)
+            analyse_run(folder, of)
+
+
+def tasks_of(arguments):
+    """{"task", "blimp": the file given}. Raises BadInput where one cannot be scored."""
+    given = {task: getattr(arguments, task) for task in TASKS}
+    given = {task: path for task, path in given.items() if path is not None}
+    for task, path in given.items():
+        if not TASKS[task](path):
+            raise BadInput(f"{path} is empty: give --{task} a file with items, a line each")
+    return given
 
 
 def name_of(path):
@@ -881,30 +959,64 @@ def default_sequences():
 
 def sweeps_of(paths):
     """Of several paths, such as out/* or results/*.json, those with finished runs in them or with a
-    sweep's figures beside them; a line says which are left out. One alone is taken as it is. Raises
-    BadInput where none is left, one does not exist, or two have one name."""
+    sweep's figures beside them; a line says which are left out. A file alone is taken as it is.
+    Raises BadInput where none is left, one does not exist, or two have one name."""
+    paths = [path if path.name not in ("", "..") else path.resolve() for path in paths]
     if absent := [str(path) for path in paths if not path.exists()]:
         raise BadInput(f"there is no {', no '.join(absent)}: train one first, with python train.py")
-    if len(paths) == 1:
+    if len(paths) == 1 and paths[0].suffix == ".json":
         return paths
     sweeps = [
         path
         for path in paths
-        if any(path.glob("*/summary.json")) or (path.is_file() and path.with_suffix("").is_dir())
+        if any(path.glob("*/summary.json"))
+        or (path.suffix == ".json" and path.with_suffix("").is_dir())
     ]
+    if not sweeps:
+        raise BadInput(what_to_name(paths[0]))
     if skipped := [str(path) for path in paths if path not in sweeps]:
         say(f"skipped, without finished runs, or figures beside them: {', '.join(skipped)}")
-    if not sweeps:
-        raise BadInput("nothing is left of these: name one alone, and it gets its folder")
     names = [name_of(path) for path in sweeps]
     if twice := {name for name in names if names.count(name) > 1}:
         raise BadInput(f"two sweeps are called {min(twice)}: analyze them one at a time")
     return sweeps
 
 
+def what_to_name(path):
+    """A sentence for a path that is no sweep."""
+    published = Path(f"{path}.json")
+    if path.suffix == ".json":
+        return f"{path} has no figures beside it: name it alone, and it gets some"
+    if not path.is_dir():
+        return f"{path} is no sweep: name a folder of runs, such as out/demo, or a published .json"
+    if (path / "config.json").exists():
+        return f"{path} is one run: name its sweep, {path.parent}"
+    if published.is_file():
+        return f"{path} holds figures alone: name {published}"
+    if sweeps := sorted({file.parent.parent for file in path.glob("*/*/summary.json")}):
+        return f"{path} holds sweeps: name one, such as {sweeps[0]}, or all, {path}/*"
+    if any(path.glob("*.json")):
+        return f"{path} holds no runs: name one of its files, or all, {path}/*.json"
+    if any(path.glob("*/config.json")):
+        return f"{path} holds no finished run: the command that trained it goes on with it"
+    return f"{path} holds no finished run: train one first, with python train.py"
+
+
+def refuse_options(arguments, sweeps):
+    """Raises BadInput where options ask for what these sweeps cannot have."""
+    if all(path.suffix == ".json" for path in sweeps):
+        scoring = ("sequences", "task", "blimp", "again", "old_code")
+        if given := [name for name in scoring if getattr(arguments, name)]:
+            raise BadInput(
+                f"--{given[0]} scores runs, whose weights no published file holds: name their "
+                "folder, such as out/demo"
+            )
+
+
 def analyse_sweeps(arguments):
     refuse_dashes(arguments)
     sweeps = sweeps_of(arguments.sweeps)
+    refuse_options(arguments, sweeps)
     if arguments.restore:
         for path in sweeps:
             restore_runs(path, arguments.restore)
@@ -935,8 +1047,8 @@ def main(argv=None):
     sweeps_help = "folders of runs, such as out/demo, or published .json files"
     add("sweeps", nargs="+", type=Path, help=sweeps_help)
     sequences_help = (
-        f"held-out sequences to score on (default {SEQUENCES}, as published; "
-        f"{CPU_SEQUENCES} without a GPU)"
+        f"held-out sequences to score on (default: as many as before; at first {SEQUENCES}, as "
+        f"published, or {CPU_SEQUENCES} without a GPU)"
     )
     add("--sequences", type=at_least_1, help=sequences_help)
     add("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')

@@ -6,7 +6,7 @@
     with_sorted_experts(model)   the same, experts waiting less; hooks still run
 
 Each class computes what its parent in model.py defines, and says what it buys in a training step
-on one H100 (results/README.md, Speed). Delete one, with what serves it alone and the line that
+on one H100 (results/speed.md). Delete one, with what serves it alone and the line that
 calls for it (in swap_layers; of the last two in train.py and analyze.py), or delete this file: all
 still works, slower by that much. Weights, their names, checkpoints and results stay, as a swap
 changes a layer's __class__ and no more (torch's fully_shard does the same). Where a layer of

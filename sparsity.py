@@ -8,6 +8,11 @@ A density is the share in use: of weights, of keys attended to, of key/value hea
 is dense. Functions take any model with model.py's names.
 """
 
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 import math
 from contextlib import contextmanager

@@ -9,6 +9,11 @@ ckpt.pt and, once it is finished, summary.json. The same command, started again 
 death, skips what is finished and goes on from the last evaluation.
 """
 
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 import gc
 import json
@@ -376,7 +381,7 @@ VARIANCE_TOKENS = 2**15  # a mean over so many tokens repeats to a per cent or t
 def evaluate(model, tokens, config):
     """{"val_loss": mean cross-entropy in nats, without router losses, on eval_tokens of tokens;
     "variance", "attention_variance", "mlp_variance": forward_with_variance's, on every n-th of
-    their sequences, VARIANCE_TOKENS in all}."""
+    their sequences, VARIANCE_TOKENS in all; the branches' only of blocks that add_up}."""
     model.eval()
     T, device = model.config.block_size, model.head.weight.device
     offsets = spread_offsets(len(tokens), T, config.eval_tokens)
@@ -388,41 +393,38 @@ def evaluate(model, tokens, config):
     some = offsets[:: math.ceil(len(offsets) * T / VARIANCE_TOKENS)]
     variance = mean_variance(model, tokens, some, config.batch_size)
     model.train()
-    return {
-        "val_loss": loss.item(),
-        "variance": variance["residual"].tolist(),
-        "attention_variance": variance["attention"].tolist(),
-        "mlp_variance": variance["mlp"].tolist(),
-    }
+    measured = {"val_loss": loss.item(), "variance": variance.pop("residual").tolist()}
+    return measured | {f"{branch}_variance": of.tolist() for branch, of in variance.items()}
 
 
 def mean_variance(model, tokens, offsets, batch_size):
     """forward_with_variance's, mean over the sequences at these offsets; so no number depends on
     how many are taken at once."""
     T, device = model.config.block_size, model.head.weight.device
-    totals = {}
+    totals, opened = {}, None
     for batch in np.split(offsets, range(batch_size, len(offsets), batch_size)):
         idx, _ = take_sequences(tokens, batch, T, device)
         with uncompiled(device):
-            _, variance = forward_with_variance(model, idx)
+            opened = add_up(model, idx[:1]) if opened is None else opened
+            _, variance = forward_with_variance(model, idx, opened)
         for kind, values in variance.items():
             totals[kind] = totals.get(kind, 0) + values * len(batch) / len(offsets)
     return totals
 
 
 @torch.no_grad()
-def forward_with_variance(model, idx):
+def forward_with_variance(model, idx, opened=True):
     """Run idx (B, T) through the blocks. Returns h_L (B, T, C), and the variance over features,
     mean over tokens, of {"residual": h_0 .. h_L (L + 1 numbers), "attention": what the branches add
-    (L), "mlp": the same (L)}."""
+    (L), "mlp": the same (L)}; of "residual" alone where blocks are not to be opened."""
     h = model.embed(idx)
-    variance = {"residual": [variance_of(h).mean()], "attention": [], "mlp": []}
+    variance = {"residual": [variance_of(h).mean()]}
     for block in model.blocks:
-        parts = open_block(block, h)
+        parts = open_block(block, h) if opened else {"after": block(h)}
         h = parts["after"]
         variance["residual"].append(variance_of(h).mean())
-        for branch in ("attention", "mlp"):
-            variance[branch].append(variance_of(parts[branch]).mean())
+        for branch in parts.keys() & {"attention", "mlp"}:
+            variance.setdefault(branch, []).append(variance_of(parts[branch]).mean())
     return h, {kind: torch.stack(values) for kind, values in variance.items()}
 
 
@@ -452,6 +454,29 @@ def open_block(block, h):
     return parts
 
 
+@torch.no_grad()
+def add_up(model, idx):
+    """Is what open_block finds in each block, on idx (B, T), what the block adds to the stream, to
+    rounding: h + attention = between, between + mlp = after? Not so where Block.forward was given
+    another form, such as a norm behind each sum."""
+    h = model.embed(idx)
+    for block in model.blocks:
+        parts = open_block(block, h)
+        if len(parts) < 4 or not (
+            is_sum(parts["between"], h, parts["attention"])
+            and is_sum(parts["after"], parts["between"], parts["mlp"])
+        ):
+            return False
+        h = parts["after"]
+    return True
+
+
+def is_sum(total, stream, added):
+    """To the largest number's rounding; what is not finite, as of a model that diverges, may be."""
+    rounding = 2 * torch.finfo(total.dtype).eps * total.abs().max()
+    return not ((stream + added - total).abs() > rounding).any()
+
+
 def uncompiled(device):
     """A context in which compiled blocks run as they were written: compiled code runs no hooks."""
     return torch.compiler.set_stance("force_eager") if device.type == "cuda" else nullcontext()
@@ -479,8 +504,11 @@ def choose_hardware(config):
         probe.item()  # only use shows that a device is there
         device = probe.device
     except (RuntimeError, AssertionError) as error:
-        why = reason(error).split(". ")[0][:100]
-        raise BadInput(f"device = {config.device} cannot be used here ({why})") from None
+        why = reason(error).split(". ")[0]
+        why = "torch knows no such device" if why.startswith("Expected one of") else why[:100]
+        raise BadInput(
+            f"device = {config.device} cannot be used here ({why}): give auto, cpu, cuda or cuda:N"
+        ) from None
     on_gpu = device.type == "cuda"
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if config.dtype == "auto":
@@ -713,7 +741,12 @@ def parse_arguments(argv):
     parser.add_argument(
         "--bench", action="store_true", help="time the training step of each point; train nothing"
     )
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise BadInput(
+            f"{unknown[0]} is no option: options are written --name=value, and "
+            "python train.py --help lists them all"
+        )
     refuse_dashes(arguments)
     arguments = vars(arguments)
     path, only_time = Path(arguments.pop("config")), arguments.pop("bench")

@@ -82,6 +82,9 @@ def help_of_options():
     return {name: comments.get(name, "") for name in OPTIONS}
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
 def check_option(name, value, source):
     """The value as the field's type, so that 1 does for 1.0.
 
@@ -95,7 +98,7 @@ def check_option(name, value, source):
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise BadInput(f"{source}: {name} = {value!r} must be of type {kind.__name__}")
+        raise BadInput(f"{source}: {name} = {value!r} must be {KINDS[kind]}")
     return value
 
 
@@ -159,7 +162,10 @@ def load_points(path, overrides):
     "n_layer=8,seed=0"; "run", where there is neither. Raises BadInput, which names file and key.
     """
     options, sweep, points = override(*read_config(path), overrides)
-    sweep = {name: check_list(name, values, path) for name, values in sweep.items()}
+    sweep = {
+        name: check_list(name, values, "command line" if name in overrides else path)
+        for name, values in sweep.items()
+    }
     first = 0 if points == [{}] else 1
     numbered_points = list(enumerate(points, start=first))
     resolved = {}
@@ -188,6 +194,8 @@ def read_config(path):
     """A TOML file's flat options {name: value}, its [sweep] {name: values} and its [[point]]s."""
     try:
         options = tomllib.loads(read_text(path))
+    except FileNotFoundError:
+        raise BadInput(f"there is no {path}: name a config, such as configs/demo.toml") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not valid TOML: {reason(error)}") from None
     sweep, points = options.pop("sweep", {}), options.pop("point", [{}])
@@ -214,11 +222,15 @@ def override(options, sweep, points, overrides):
     return options, sweep, points
 
 
-def check_list(name, values, path):
-    """The values under [sweep], each as the field's type."""
+def check_list(name, values, source):
+    """The values under [sweep], each as the field's type, and none twice, as names show them."""
     if not isinstance(values, list) or not values:
-        raise BadInput(f"{path}: [sweep] {name} = {values!r} must be a list of values")
-    return [check_option(name, value, path) for value in values]
+        raise BadInput(f"{source}: [sweep] {name} = {values!r} must be a list of values")
+    values = [check_option(name, value, source) for value in values]
+    texts = [as_text(value) for value in values]
+    if twice := [text for text in texts if texts.count(text) > 1]:
+        raise BadInput(f"{source}: {name} has {twice[0]} twice: leave one out")
+    return values
 
 
 def split_labels(point, path):
@@ -228,7 +240,7 @@ def split_labels(point, path):
     for key, value in labels.items():
         kind = LABELS[key]
         if type(value) is not kind:
-            raise BadInput(f"{path}: [[point]] {key} = {value!r} must be of type {kind.__name__}")
+            raise BadInput(f"{path}: [[point]] {key} = {value!r} must be {KINDS[kind]}")
     return options, labels
 
 

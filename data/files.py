@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from data import interrupt
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
@@ -38,6 +40,7 @@ def or_one_sentence(function, *arguments, stopped="nothing was written"):
     in its middle, and exit code 130.
     """
     program = Path(sys.argv[0]).name
+    interrupt.begin()
     try:
         return function(*arguments)
     except KeyboardInterrupt:
@@ -51,6 +54,8 @@ def or_one_sentence(function, *arguments, stopped="nothing was written"):
         sentence = reason(error)
         if error.filename is not None:
             sentence = f"{error.filename}: {sentence}"
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            sentence += "; a folder is to stand there: name another, or move the file away"
     print(f"{program}: {sentence}", file=sys.stderr)
     sys.exit(2)
 

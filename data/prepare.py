@@ -11,6 +11,15 @@ made of the held-out documents alone: a context and four continuations, of which
 one.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a script has only its own folder there
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 import hashlib
 import http.client
@@ -20,7 +29,6 @@ import platform
 import random
 import re
 import signal
-import sys
 import sysconfig
 import tarfile
 import urllib.error
@@ -28,14 +36,12 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import gpt2
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # a script has only its own folder there
 from data.files import (
     BadInput,
     cannot_write,
@@ -320,7 +326,8 @@ def books(archive):
     if (found := summary_of(contents)) != BOOKS:
         raise BadInput(
             f"{archive} does not hold the books of the published results "
-            f"(but {found}, instead of {BOOKS}): delete it and download it again"
+            f"(but {found}, instead of {BOOKS}): give another, or, where it was downloaded, delete "
+            "it, and the same command downloads it again"
         )
     documents = [(name, contents[name].decode(errors="replace")) for name in sorted(contents)]
     return split_by_name(documents, lambda name: first_byte(name) < BOOKS_HELD_OUT, archive)
@@ -345,12 +352,12 @@ def opened_archive(path):
     try:
         with tarfile.open(path) as tar:
             yield tar
-    except BadInput:
+    except (BadInput, FileNotFoundError, IsADirectoryError):
         raise
     except Exception as error:  # whatever the four modules below tarfile raise
         raise BadInput(
-            f"{path} cannot be read as a tar archive ({reason(error)}): "
-            "give a whole one, or delete it and download it again"
+            f"{path} cannot be read as a tar archive ({reason(error).rstrip(':')}): give a whole "
+            "one, or, where it was downloaded, delete it, and the same command downloads it again"
         ) from None
 
 

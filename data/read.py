@@ -57,7 +57,8 @@ def load_tokens(dataset, split, model_config):
         )
     if n_tokens <= model_config.block_size:
         raise BadInput(
-            f"{path} has {n_tokens:,} tokens, too few for block_size = {model_config.block_size}"
+            f"{path} has {n_tokens:,} tokens, too few for block_size = {model_config.block_size}: "
+            f"lower it, or prepare data/{dataset} with more text"
         )
     tokens = np.memmap(path, dtype=np.uint16, mode="c")  # never written, though torch asks for it
     largest = largest_token(path, path.stat().st_mtime_ns, n_tokens)

@@ -9,6 +9,11 @@ that takes long, only one in `--every` of their interventions is timed and the t
 Ours is timed whole. Writes results/score_speed.json.
 """
 
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 import time
 from pathlib import Path
@@ -18,7 +23,7 @@ import torch.nn as nn
 
 import analyze
 from configs.read import TrainConfig
-from data.files import write_json
+from data.files import or_one_sentence, write_json
 from data.read import held_out_sequences
 from results.runs import load_run
 from train import choose_hardware, fast
@@ -189,6 +194,13 @@ def compare(folder, n_sequences, every):
     }
 
 
+def write_comparison(arguments):
+    measured = compare(arguments.run, arguments.sequences, arguments.every)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    versions = {"torch": torch.__version__, "device": device}
+    write_json(Path("results/score_speed.json"), {**measured, **versions})
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -196,11 +208,7 @@ def main():
     parser.add_argument("run", type=Path)
     parser.add_argument("--sequences", type=int, default=100)
     parser.add_argument("--every", type=int, default=16)
-    arguments = parser.parse_args()
-    measured = compare(arguments.run, arguments.sequences, arguments.every)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    versions = {"torch": torch.__version__, "device": device}
-    write_json(Path("results/score_speed.json"), {**measured, **versions})
+    or_one_sentence(write_comparison, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def report_sweep(runs, folder):
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     write_text(folder / "report.md", report_text(folder.name, sweep, figures))
-    say(folder / "report.md")
+    say("\n".join([*about_closed_blocks(sweep), str(folder / "report.md")]))
     return sweep
 
 
@@ -104,18 +104,22 @@ def report_text(name, sweep, figures):
 def sentences(sweep):
     """How many runs of what, how they were scored, what they cost, and what is not among them."""
     runs = [run for runs in sweep.points.values() for run in runs]
-    first, seeds = runs[0], sorted({run.seed for run in runs})
+    seeds = sorted({run.seed for run in runs})
     lengths = [run.analysis["length"] for run in runs]
     shortest, longest = min(lengths), max(lengths)
     length = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    sequences = counted(first.analysis["sequences"], "held-out sequence")
+    datasets = enumerated(f"data/{run.config['dataset']}" for run in runs)
+    sequences = enumerated(run.analysis["sequences"] for run in runs)
+    are_several = {run.analysis["sequences"] for run in runs} != {1}
+    torches = enumerated(run.summary["torch"] for run in runs)
+    devices = enumerated(run.summary["device"] for run in runs)
     minutes = round(sum(run.summary["seconds"] for run in runs) / 60)
     cost = f"{counted(minutes, 'minute')}, summed over runs" if minutes else "less than a minute"
     said = [
         f"{counted(len(runs), 'run')}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))};",
-        f"data/{first.config['dataset']};",
-        f"scores on {sequences} of {length} tokens;",
-        f"torch {first.summary['torch']}, {first.summary['device']}.",
+        f"{datasets};",
+        f"scores on {sequences} held-out sequence{'s' * are_several} of {length} tokens;",
+        f"torch {torches}, {devices}.",
         about_intervals(sweep.points),
         "Usefulness and N_eff are with the linear maps fitted on other sequences.",
         f"Training took {cost}.",
@@ -125,6 +129,7 @@ def sentences(sweep):
     others = [run.name for run in runs if by_other_code(run)]
     if others:
         said.append(f"Scored by other code than that which trained them: {', '.join(others)}.")
+    said += about_closed_blocks(sweep)
     if sweep.absent:
         said.append(f"Left out: {', '.join(left_out(sweep.absent))}.")
     return said + about_rates(sweep)
@@ -135,12 +140,30 @@ def counted(n, noun):
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def enumerated(values):
+    """Such as "8", "8 and 16" or "8, 16 and 32": each value once, in order."""
+    *others, last = map(str, sorted(set(values)))
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def about_intervals(points):
     n_seeds = {len(runs) for runs in points.values()}
     if n_seeds == {1}:
         return "One seed: numbers have no intervals, and decide nothing."
     alone = "; points of one seed have none" if 1 in n_seeds else ""
     return f"Mean ± 95 % Student-t interval over seeds{alone}."
+
+
+def about_closed_blocks(sweep):
+    """A sentence where blocks were given a form that the instruments cannot open."""
+    runs = [run for runs in sweep.points.values() for run in runs]
+    closed = [run.name for run in runs if "attention" not in run.analysis["variance"]]
+    if not closed:
+        return []
+    return [
+        "Without what each branch adds, and without theory, as blocks do more than add attention "
+        f"and then feed-forward to the stream: {', '.join(closed)}."
+    ]
 
 
 def about_rates(sweep):

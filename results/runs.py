@@ -17,6 +17,7 @@ A run differs from the others of its sweep by its point, which its seeds share: 
 import json
 import re
 import shutil
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ VALIDATED = {**LOGGED, "val_loss": Number(), "variance": NUMBERS}
 ANALYSIS = {
     "sequences": N_SEQUENCES,
     "length": Number(int, 1),
-    "variance": {"residual": NUMBERS, "attention": NUMBERS, "mlp": NUMBERS},
+    "variance": {"residual": NUMBERS, "attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS)},
     "prune_ratios": NUMBERS,
     "cumulative": {"last": NUMBERS, "least": NUMBERS, "greedy": NUMBERS},
     "causal_matrix": [NUMBERS],
@@ -107,8 +108,8 @@ ANALYSIS = {
     "choices": Maybe({"accuracy": Number()}),
     "task": Maybe({"accuracy": Number()}),
     "blimp": Maybe({"accuracy": Number()}),
-    "size": Maybe({"attention": NUMBERS, "mlp": NUMBERS, "block": NUMBERS}),
-    "cosine": Maybe({"attention": NUMBERS, "mlp": NUMBERS, "block": NUMBERS}),
+    "size": Maybe({"attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS), "block": NUMBERS}),
+    "cosine": Maybe({"attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS), "block": NUMBERS}),
     "growth": Maybe(dict),
     "updates": Maybe(dict),
     "linear_use": Maybe(dict),
@@ -123,6 +124,7 @@ ANALYSIS = {
         }
     ),
     "text": Maybe({"passes": Number(), "by_position": NUMBERS, "positions_read": NUMBERS}),
+    "scored_from": Maybe({"scores": Maybe(str), "task": Maybe(str), "blimp": Maybe(str)}),
 }
 # How many numbers, or rows, an entry holds beyond the number of blocks.
 MEASURED = ("val_loss", "perplexity", "last_layer_variance")  # but where a run diverged
@@ -171,9 +173,13 @@ def load_checkpoint(folder, map_location):
             "published file; train it in another --out_dir"
         )
     try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()  # torch.load compares no checksums
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise damaged(folder, f"{type(error).__name__}") from None
+    if changed is not None:
+        raise damaged(folder, f"{changed} is not as it was written")
     if fault := fault_of(checkpoint, CHECKPOINT):
         raise damaged(folder, fault)
     return checkpoint
@@ -199,7 +205,9 @@ def described(folder):
     """(GPTConfig, TrainConfig, what config.json holds) of a run. Raises BadInput."""
     path = folder / "config.json"
     if not path.exists():
-        raise BadInput(f"{folder} is not a run folder: it has no config.json")
+        runs = sorted(folder.glob("*/config.json"))
+        such_as = f"{runs[0].parent}" if runs else "out/demo/n_layer=8"
+        raise BadInput(f"{folder} is no run's folder, with a config.json: name one, as {such_as}")
     written = read_json(path, dict)
     return *configs_of(written, path), written
 
@@ -377,14 +385,22 @@ def read_runs(path):
     return sorted(completed([read_run(folder) for folder in folders]), key=lambda run: run.order)
 
 
+def read_analysis(folder):
+    """What analysis.json holds; None where a run has none, or diverged. Raises BadInput."""
+    path = folder / "analysis.json"
+    try:
+        return read_json(path, (ANALYSIS, NONE)) if path.exists() else None
+    except BadInput as error:
+        raise BadInput(f"{error}; delete it to score the run again") from None
+
+
 def read_run(folder):
-    analysis = folder / "analysis.json"
     log = [line for line in read_log(folder) if "val_loss" in line]
     fields = {
         "config": read_json(folder / "config.json", dict),
         "summary": read_json(folder / "summary.json", SUMMARY),
         "log": log,
-        "analysis": read_json(analysis, (ANALYSIS, NONE)) if analysis.exists() else None,
+        "analysis": read_analysis(folder),
     }
     if fault := fault_of(log, [VALIDATED]):
         raise BadInput(f"{folder / 'log.jsonl'}: {fault}")
@@ -414,7 +430,9 @@ def check_config(run, source):
     for keys, more in LENGTHS.items():
         values = run.analysis
         for key in keys:
-            values = values[key]
+            values = values.get(key)
+        if values is None:  # what fault_of lets be missing
+            continue
         wanted = model_config.n_layer + more
         if len(values) != wanted:
             name = ".".join(keys)

@@ -1,17 +1,22 @@
 """How does the cost of a training step grow with depth, context and number of experts?
 
-    python -m results.scaling [--out results] [--windows 3]      four minutes on one H100
+    python -m results.scaling [--out results] [--windows 3]
 
 Times the real training step (train.bench) of width 256, 32,768 tokens a step, and writes
 scaling.json and scaling.png.
 """
+
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
 
 import argparse
 import math
 from pathlib import Path
 
 from configs.read import Point, build_configs
-from data.files import write_json
+from data.files import or_one_sentence, write_json
 from results.figures import save_figure, scaling_figure
 from results.runs import rounded
 from train import bench
@@ -55,13 +60,7 @@ def points_of(curves):
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--windows", type=int, default=3, help="of steps, timed for each point")
-    arguments = parser.parse_args()
+def measure(arguments):
     measured = {}  # {panel: {curve: {x: row}}}
     for row in bench(points_of(CURVES), arguments.windows):
         panel, curve, x = row.pop("name").split("|")
@@ -69,6 +68,15 @@ def main():
         measured.setdefault(panel, {}).setdefault(curve, {})[x] = row
     write_json(arguments.out / "scaling.json", rounded(measured, DIGITS))
     save_figure(scaling_figure(measured), arguments.out / "scaling.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--windows", type=int, default=3, help="of steps, timed for each point")
+    or_one_sentence(measure, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of README.md and results/README.md that hold measured numbers.
+"""The tables of README.md, results/README.md and results/speed.md that hold measured numbers.
 
 A page has <!-- table: depth --> and <!-- end --> on lines of their own; write_tables puts between
 them what TABLES makes of the files in results/. Each number is rounded once, from what the file
@@ -8,15 +8,16 @@ holds, to the place of its interval.
 import math
 import re
 from pathlib import Path
+from statistics import mean
 
-from data.files import BadInput, read_text, write_text
-from results.claims import CLAIMS, EXPERIMENT, LOG_METRICS, families, judge_sweep
-from results.report import sweep_of, table_row, table_rule, to_its_digit
+from data.files import BadInput, read_json, read_text, write_text
+from results.claims import CLAIMS, EXPERIMENT, LOG_METRICS, families, judge_sweep, margin_of
+from results.report import enumerated, sweep_of, table_row, table_rule, to_its_digit
 from results.runs import read_runs
-from results.verdicts import LEVEL
+from results.verdicts import LEVEL, judge
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md")
+PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE / "speed.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -91,23 +92,114 @@ BENCHED = {  # point of configs/bench.toml: what it is
     "T8192-full": "width 256, 16 blocks, context 8192, full attention",
     "T8192-window": "the same, window 512",
 }
-BENCH_LINE = re.compile(r"(\S+)  ([\d,]+) tokens/s .* MFU ([\d.]+)%")
+BENCH_LINE = re.compile(r"(?:(\w+) \d  )?(\S+)  ([\d,]+) tokens/s .* MFU ([\d.]+)%")
+
+
+def benched(file):
+    """[(which code, point, million tokens/s, MFU in per cent)], as train.py --bench printed them;
+    in bench_turns.txt behind the code's name and the number of its turn."""
+    lines = read_text(HERE / file).splitlines()
+    return [
+        (found[1], found[2], int(found[3].replace(",", "")) / 1e6, float(found[4]))
+        for found in map(BENCH_LINE.match, lines)
+        if found
+    ]
 
 
 def speed_table():
-    """Of bench.txt, as train.py --bench printed it."""
-    lines = read_text(HERE / "bench.txt").splitlines()
-    measured = {found[1]: found for found in map(BENCH_LINE.match, lines) if found}
+    measured = {point: (speed, mfu) for _, point, speed, mfu in benched("bench.txt")}
     rows = [table_row("model", "tokens/s", "MFU"), table_rule(3)]
     for point, name in BENCHED.items():
-        speed, mfu = int(measured[point][2].replace(",", "")), float(measured[point][3])
-        rows.append(table_row(name, f"{speed / 1e6:.2f} M", f"{mfu:.0f} %"))
+        speed, mfu = measured[point]
+        rows.append(table_row(name, f"{speed:.2f} M", f"{mfu:.0f} %"))
+    return rows
+
+
+CODES = {"before": "before", "after": "after", "rot": "after, rotation as before"}
+
+
+def turns_table():
+    measured = benched("bench_turns.txt")
+    rows = [table_row("row of `bench.toml`", *CODES.values()), table_rule(1 + len(CODES))]
+    for point in BENCHED:
+        of_point = [(code, speed) for code, of, speed, _ in measured if of == point]
+        speeds = [
+            ", ".join(f"{speed:.3f}" for of, speed in of_point if of == code) for code in CODES
+        ]
+        rows.append(table_row(point, *speeds))
+    return rows
+
+
+def scaling_table():
+    rows = [table_row("what grows", "", "million tokens/s"), table_rule(3)]
+    for panel, curves in read_json(HERE / "scaling.json", dict).items():
+        for name, curve in curves.items():
+            speeds = [f"{row['tokens_per_second'] / 1e6:.2f}" for row in curve.values()]
+            rows.append(table_row(f"{panel} ({name})", ", ".join(curve), ", ".join(speeds)))
+    return rows
+
+
+def scoring_table():
+    measured = read_json(HERE / "score_speed.json", dict)
+    ours, published = measured["ours"], measured["published"]
+    rows = [table_row("score", "ours, s", "published way, s", "ratio"), table_rule(4)]
+    both = {name: (ours[name], published[name]) for name in ours}
+    both["together"] = (sum(ours.values()), sum(published.values()))
+    for name, (our, their) in both.items():
+        rows.append(table_row(name, f"{our:.1f}", f"{their:.1f}", f"{their / our:.1f}"))
+    memory = f"{measured['peak_memory_GiB']:.1f} GiB"
+    everything = f"{measured['all_scores_seconds']:.0f}"
+    return [*rows, table_row(f"all of our scores, in {memory}", everything, "", "")]
+
+
+def files_table():
+    """A row for each published sweep that lies here."""
+    columns = ("file", "runs", "scored", "seeds", "sequences", "torch", "device", "minutes")
+    rows = [table_row(*columns), table_rule(len(columns))]
+    for path in sorted(HERE.rglob("*.json"), key=lambda path: path.relative_to(HERE).parts):
+        if read_text(path).startswith("["):  # others are no sweeps
+            rows.append(table_row(f"`{path.relative_to(HERE).as_posix()}`", *facts(path)))
+    return rows
+
+
+def facts(path):
+    runs = read_runs(path)
+    scored = [run for run in runs if run.analysis is not None]
+    minutes = sum(run.summary["seconds"] for run in runs) / 60
+    return (
+        str(len(runs)),
+        str(len(scored)),
+        enumerated(run.seed for run in runs),
+        enumerated(run.analysis["sequences"] for run in scored),
+        enumerated(run.summary["torch"] for run in runs),
+        enumerated(run.summary["device"] for run in runs),
+        f"{minutes:.0f}",
+    )
+
+
+def masks_table():
+    """Of theory_masks.json: claim C10 by family and number of blocks."""
+    columns = ("masks", "blocks", "sparsest over full", "log growth, a step denser", "verdict")
+    rows = [table_row(*columns), table_rule(len(columns))]
+    for name, pattern in read_json(HERE / "theory_masks.json", dict)["patterns"].items():
+        sparsest, full = pattern["points"][0]["growth"], pattern["points"][-1]["growth"]
+        for layer in map(int, pattern["verdicts"]):
+            ratio = mean(sparsest[layer]) / mean(full[layer])
+            growth = [point["growth"][layer] for point in pattern["points"]]
+            judged = judge(growth, "rises", log=True, margin=margin_of("growth"))
+            effect = " ± ".join(to_its_digit(judged.effect, judged.half, sign="+"))
+            rows.append(table_row(name, str(layer), f"{ratio:.2f}", effect, judged.verdict))
     return rows
 
 
 TABLES = {
     "claims": claims_table,
     "speed": speed_table,
+    "turns": turns_table,
+    "scaling": scaling_table,
+    "scoring": scoring_table,
+    "files": files_table,
+    "masks": masks_table,
 }
 
 

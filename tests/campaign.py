@@ -44,7 +44,7 @@ from configs.read import OPTIONS
 from data import prepare, read
 
 MEMORY = 6 * 2**30  # bytes of addresses for a command
-PATIENCE = 40  # seconds, after which Ctrl-C ends what is valid but long
+PATIENCE = 90  # seconds, after which Ctrl-C ends what is valid but long
 MOST_LINES = 4  # on standard error
 NOWHERE = "http://127.0.0.1:9/"
 

@@ -2,6 +2,7 @@
 answer is known."""
 
 import ast
+import itertools
 import json
 import math
 import shutil
@@ -847,6 +848,84 @@ def test_a_run_is_scored_on_the_same_targets_as_others(trained, monkeypatch):
     assert error == pytest.approx(abs(np.subtract(*means["own_context"])) / 2)  # of two stretches
 
 
+ITEMS = ('{"context": "ab", "choices": ["cd", "ef"], "answer": 0}\n',) * 3
+PAIRS = ('{"paradigm": "p", "good": "ab", "bad": "cd"}\n',) * 3
+
+
+def written(path, lines):
+    path.write_text("".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def entries(run):
+    return json.loads((run / "analysis.json").read_text(encoding="utf-8"))
+
+
+def test_a_task_is_added_to_scores_that_are_there(trained, project, monkeypatch):
+    """And once it is there it stays, whatever is asked for next."""
+    sweep, run = trained
+    task, pairs = written(project / "a.jsonl", ITEMS), written(project / "b.jsonl", PAIRS)
+    scored(sweep)
+    before = entries(run)
+    monkeypatch.setattr(analyze, "score_run", None)  # not to be called
+    scored(sweep, "--task", task)
+    with_task = entries(run)
+    assert with_task.pop("task")["items"] == 3
+    assert with_task.pop("scored_from").keys() == {"scores", "task"}
+    assert with_task == {name: of for name, of in before.items() if name != "scored_from"}
+    scored(sweep, "--blimp", pairs)
+    assert entries(run)["task"]["items"] == entries(run)["blimp"]["pairs"] == 3
+    last = scored(sweep)
+    assert scored(sweep, "--blimp", pairs, "--task", task) == last
+    written(project / "a.jsonl", ITEMS[:2])
+    assert scored(sweep, "--task", task) != last
+    assert entries(run)["task"]["items"] == 2 and entries(run)["blimp"]["pairs"] == 3
+
+
+def test_a_task_stays_where_the_scores_are_made_again(trained, project):
+    sweep, run = trained
+    scored(sweep, "--task", written(project / "a.jsonl", ITEMS))
+    scored(sweep, "--again")
+    scored(sweep, "--sequences", "2")
+    assert entries(run)["task"]["items"] == 3 and entries(run)["sequences"] == 2
+
+
+def test_scores_stay_on_as_many_sequences_as_they_are_on(trained):
+    sweep, run = trained
+    first = scored(sweep)
+    analyze.main([str(sweep)])
+    assert (run / "analysis.json").stat().st_mtime_ns == first
+    assert entries(run)["sequences"] == 3
+
+
+def test_a_task_by_other_code_goes_and_that_is_said(trained, project, capsys, monkeypatch):
+    sweep, run = trained
+    scored(sweep, "--task", written(project / "a.jsonl", ITEMS))
+    written(project / "analyze.py", ["another score"])
+    monkeypatch.setattr(analyze, "SCORED_BY", [project / "analyze.py"])
+    capsys.readouterr()
+    scored(sweep)
+    said = capsys.readouterr().out
+    assert "a.jsonl are by other weights, data or code, and go: give --task again" in said
+    assert "task" not in entries(run)
+
+
+@pytest.mark.parametrize("option", ["--task", "--blimp"])
+def test_an_empty_task_is_refused(trained, refused, project, option):
+    sweep, run = trained
+    message = refused(analyze.main, [sweep, option, written(project / "a.jsonl", ["\n"])])
+    assert "a.jsonl is empty" in message and option in message
+    assert not (run / "analysis.json").exists()
+
+
+@pytest.mark.parametrize("content", ["3", "[1]", "{", '{"scored_from": 3}', '{"scored_from": []}'])
+def test_a_damaged_analysis_is_refused_and_named(trained, refused, content):
+    sweep, run = trained
+    written(run / "analysis.json", [content])
+    message = refused(analyze.main, [sweep])
+    assert "analysis.json" in message and "delete it to score the run again" in message
+
+
 def test_other_code_that_scores_scores_again(trained, monkeypatch, tmp_path):
     sweep, _ = trained
     first = scored(sweep)
@@ -857,11 +936,6 @@ def test_other_code_that_scores_scores_again(trained, monkeypatch, tmp_path):
 
 def test_a_run_by_other_code_is_scored_only_where_that_is_asked_for(trained, refused, monkeypatch):
     sweep, run = trained
-
-    def post_norm(self, x):
-        x = self.attention_norm(x + self.attention(x))
-        return self.mlp_norm(x + self.mlp(x))
-
     monkeypatch.setattr("model.Block.forward", post_norm)
     message = refused(analyze.main, [sweep])
     assert "other code" in message and "--old_code" in message
@@ -869,6 +943,67 @@ def test_a_run_by_other_code_is_scored_only_where_that_is_asked_for(trained, ref
     scored(sweep, "--old_code")
     report = (sweep / "report.md").read_text(encoding="utf-8")
     assert "Scored by other code than that which trained them: run." in report
+
+
+def post_norm(self, x):
+    x = self.attention_norm(x + self.attention(x))
+    return self.mlp_norm(x + self.mlp(x))
+
+
+def a_little_more_attention(self, x):
+    x = x + 1.001 * self.attention(self.attention_norm(x))
+    return x + self.mlp(self.mlp_norm(x))
+
+
+def two_branches_side_by_side(self, x):
+    return x + self.attention(self.attention_norm(x)) + self.mlp(self.mlp_norm(x))
+
+
+def attention_alone(self, x):
+    return x + self.attention(self.attention_norm(x))
+
+
+OTHER_BLOCKS = [post_norm, a_little_more_attention, two_branches_side_by_side, attention_alone]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("forward", OTHER_BLOCKS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_of_a_block_of_another_form_only_the_whole_is_measured(forward, dtype, monkeypatch):
+    monkeypatch.setattr("model.Block.forward", forward)
+    model, (idx, _) = build().to(dtype), data()
+    measured = analyze.stream_by_token(model, idx)
+    assert measured.keys() == {"residual", "angle", ("block", "size"), ("block", "cosine")}
+    states = analyze.hidden_states(model, idx)
+    for l, (h, after) in enumerate(itertools.pairwise(states)):
+        size = (after - h).norm(dim=-1) / h.norm(dim=-1)
+        assert torch.allclose(measured["block", "size"][..., l], size.double(), rtol=1e-4)
+    assert analyze.layer_variance(model, idx).keys() == {"residual", "median", "without_first"}
+
+
+@each_toggle
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_block_of_ours_is_opened(toggle, dtype):
+    model = build(**toggle)
+    model.compute_dtype = dtype
+    assert analyze.add_up(model, data()[0])
+
+
+def test_a_post_norm_run_is_trained_scored_and_reported(project, monkeypatch, capsys):
+    """README's third exercise: no branch's size, no theory, and a sentence that says so."""
+    monkeypatch.setattr("model.Block.forward", post_norm)
+    few = "n_layer = 2\nmax_iters = 2\nwarmup_iters = 0\neval_tokens = 64\n"
+    train.main([written(project / "small.toml", [few + SMALL_OPTIONS])])
+    log = (project / "out/small/run/log.jsonl").read_text().splitlines()
+    assert "variance" in log[-1] and "attention_variance" not in log[-1]
+    sweep = project / "out/small"
+    scored(sweep)
+    analysis = entries(sweep / "run")
+    assert analysis["size"].keys() == {"block"} and analysis["predicted_variance"] is None
+    sentence = "Without what each branch adds, and without theory, as blocks do more than add"
+    assert sentence in capsys.readouterr().out
+    assert sentence in (sweep / "report.md").read_text()
+    assert "theory" not in {path.stem for path in sweep.glob("*.png")}
 
 
 def test_a_run_without_a_fingerprint_is_accepted(trained):
@@ -893,7 +1028,7 @@ def test_it_says_what_scoring_will_cost_before_it_starts(trained, capsys):
     capsys.readouterr()
     scored(sweep)
     line = capsys.readouterr().out.splitlines()[0]
-    assert "scoring 1 runs on 3 sequences each takes about" in line and "GiB here" in line
+    assert "scoring 1 run on 3 sequences each takes about" in line and "GiB here" in line
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "many", "1.5"])
@@ -938,6 +1073,48 @@ def test_of_several_folders_those_without_runs_are_skipped(trained, capsys):
     analyze.main([str(sweep), str(sweep.parent / "empty"), "--sequences", "2"])
     out = capsys.readouterr().out
     assert "skipped" in out and "empty" in out and (sweep / "report.md").exists()
+
+
+def test_what_is_no_sweep_is_told_what_to_name(trained, refused, project, monkeypatch):
+    sweep, run = trained
+    (project / "results/demo").mkdir(parents=True)
+    written(project / "results/demo.json", ["[]"])
+    (project / "empty").mkdir()
+    (project / "begun/run").mkdir(parents=True)
+    shutil.copy(run / "config.json", project / "begun/run")
+    for path, named in {
+        "out": "name one, such as out/small, or all, out/*",
+        "out/small/run": "name its sweep, out/small",
+        "results/demo": "name results/demo.json",
+        "results": "results/*.json",
+        "small.toml": "a folder of runs, such as out/demo",
+        "begun": "the command that trained it goes on with it",
+        "empty": "train one first",
+        "none": "there is no none",
+        "/": "/ holds no",
+    }.items():
+        assert named in refused(analyze.main, [path])
+    assert "holds no finished run" in refused(analyze.main, ["empty", "begun"])
+    monkeypatch.chdir(run)
+    analyze.main(["..", "--sequences", "2"])
+    monkeypatch.chdir(sweep)
+    analyze.main(["."])
+    assert (sweep / "report.md").exists()
+
+
+@pytest.mark.parametrize("option", [["--task", "a.jsonl"], ["--sequences", "3"], ["--again"]])
+def test_published_files_cannot_be_scored(project, refused, option):
+    written(project / "sweep.json", ["[]"])
+    message = refused(analyze.main, ["sweep.json", *option])
+    assert message.count(option[0]) == 1 and "name their folder" in message
+
+
+def test_runs_that_were_not_finished_are_named(trained, capsys):
+    sweep, run = trained
+    shutil.copytree(run, sweep / "other")
+    (sweep / "other/summary.json").unlink()
+    scored(sweep)
+    assert "left out, as not trained to the end: other" in capsys.readouterr().out
 
 
 def test_two_sweeps_of_one_name_are_refused(trained, refused):

@@ -185,15 +185,15 @@ def test_help_shows_each_option(capsys):
     "text, words",
     [
         ("n_layr = 3", ["small.toml", "n_layr"]),
-        ("n_layer = 2.5", ["n_layer", "int"]),
-        ("n_layer = true", ["n_layer", "int"]),
+        ("n_layer = 2.5", ["n_layer", "whole number"]),
+        ("n_layer = true", ["n_layer", "whole number"]),
         ("n_kv_head = 3", ["n_head", "n_kv_head"]),
         ("n_embd = ", ["small.toml", "TOML"]),
         ("[sweep]\nn_layer = 4", ["[sweep] n_layer", "list"]),
         ("[sweep]\nn_layer = []", ["[sweep] n_layer", "list"]),
         ("[sweep]\nrung = [1]", ["small.toml", "rung"]),
-        ('[[point]]\nname = "a"\nrung = "b"', ["small.toml", "rung", "int"]),
-        ("[[point]]\nname = 3", ["small.toml", "name", "str"]),
+        ('[[point]]\nname = "a"\nrung = "b"', ["small.toml", "rung", "whole number"]),
+        ("[[point]]\nname = 3", ["small.toml", "name", "text"]),
         ("sweep = 3", ["small.toml", "[sweep]"]),
         ("point = 3", ["small.toml", "[[point]]"]),
         ("point = []", ["small.toml", "[[point]]"]),
@@ -205,6 +205,8 @@ def test_help_shows_each_option(capsys):
         ('[[point]]\nname = "a\\u0000"', ["small.toml", "name"]),
         ("a = " + "[" * 5000, ["small.toml", "TOML"]),
         ("learning_rate = nan", ["learning_rate", "finite"]),
+        ("[sweep]\nn_layer = [2, 4, 2]", ["small.toml", "n_layer has 2 twice"]),
+        ("[sweep]\nmin_lr = [1e-4, 0.0001]", ["small.toml", "min_lr has 0.0001 twice"]),
         ("weight_decay = inf", ["weight_decay", "finite"]),
     ],
 )
@@ -217,7 +219,7 @@ def test_a_bad_config_gets_one_sentence(project, refused, text, words):
 @pytest.mark.parametrize(
     "argument, words",
     [
-        ("--n_layer=many", ["n_layer", "int"]),
+        ("--n_layer=many", ["n_layer", "whole number"]),
         ("--max_iters=0", ["max_iters"]),
         ("--learning_rate=-1", ["learning_rate"]),
         ("--dtype=int8", ["dtype", "int8"]),
@@ -232,10 +234,15 @@ def test_a_bad_config_gets_one_sentence(project, refused, text, words):
         ("--out_dir=", ["out_dir", "empty"]),
         ("--dataset=../tiny", ["dataset", "name"]),
         ("--learning_rate=nan", ["learning_rate", "finite"]),
-        ("--n_layer=1,,2", ["n_layer", "int"]),
+        ("--n_layer=1,,2", ["n_layer", "whole number"]),
         ("--warmup_iters=13", ["warmup_iters", "max_iters"]),
         ("--min_lr=1", ["min_lr", "learning_rate"]),
         (f"--seed={2**63}", ["seed"]),
+        ("--seed=0,0", ["command line", "seed has 0 twice"]),
+        ("--n_layers=3", ["--n_layers=3", "no option", "--help"]),
+        ("n_layer=3", ["n_layer=3", "no option", "--name=value"]),
+        ("--compile=yes", ["compile", "true or false"]),
+        ("--device=gpu", ["gpu", "torch knows no such device", "auto, cpu"]),
         ("--n_layer=1000000000", ["n_layer", "memory"]),
         ("--n_embd=1000000000", ["n_embd", "memory"]),
         ("--batch_size=1000000000000", ["batch_size", "memory"]),
@@ -248,7 +255,8 @@ def test_a_bad_argument_gets_one_sentence(project, refused, argument, words):
 
 
 def test_a_missing_file_is_named(project, refused):
-    assert "none.toml" in refused(train.main, ["none.toml"])
+    message = refused(train.main, ["none.toml"])
+    assert "there is no none.toml" in message and "configs/demo.toml" in message
 
 
 def test_a_mistyped_option_is_named(project, capsys):

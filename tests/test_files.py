@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -32,6 +33,10 @@ def raise_it(error):
         (BadInput("no such layer: give one of 0 to 3"), "no such layer: give one of 0 to 3"),
         (FileNotFoundError(2, "No such file", "none.txt"), "none.txt: No such file"),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (
+            FileExistsError(17, "File exists", "out"),
+            "out: File exists; a folder is to stand there: name another, or move the file away",
+        ),
         (OSError("a reason\nand more"), "a reason"),
         (MemoryError(), "out of memory: give the model fewer blocks, or a step fewer sequences"),
     ],
@@ -46,6 +51,52 @@ def test_ctrl_c_is_one_line_that_says_what_is_safe(capsys):
         files.or_one_sentence(raise_it, KeyboardInterrupt(), stopped="all is as it was")
     lines = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 130 and len(lines) == 1 and "all is as it was" in lines[0]
+
+
+COMMANDS = {
+    "train.py": ["train.py", "none.toml"],
+    "analyze.py": ["analyze.py", "none"],
+    "sparsity.py": ["sparsity.py", "none"],
+    "prepare.py": ["data/prepare.py", "text", "none.txt"],
+    "scaling.py": ["-m", "results.scaling"],
+    "published_way.py": ["-m", "results.published_way", "none"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("module", ["argparse", "numpy"])  # when it is imported, and long before
+def test_ctrl_c_during_imports_is_one_line(command, module):
+    """-X importtime prints a line for every import, which tells when to stop."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *COMMANDS[command]],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.split("|")[-1].strip() == module:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read().splitlines()
+    said = [line for line in rest if line and not line.startswith("import time:")]
+    assert process.wait() == 130
+    assert said == [f"{command}: stopped; nothing was begun"]
+
+
+def test_what_imports_a_command_keeps_its_own_ctrl_c():
+    code = "import signal, data.prepare; print(signal.getsignal(2) is signal.default_int_handler)"
+    assert python(code).stdout == "True\n"
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored():
+    """As of a job that a script put into the background."""
+    command = [sys.executable, "data/prepare.py", "text", "none.txt"]
+    code = (
+        "import signal, subprocess, sys; signal.signal(2, signal.SIG_IGN)\n"
+        "process = subprocess.Popen(sys.argv[1:]); process.send_signal(2); sys.exit(process.wait())"
+    )
+    message = python(code, *command, check=False).stderr
+    assert "none.txt" in message and "stopped" not in message
 
 
 def test_a_closed_pipe_stops_only_the_printing(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import REPOSITORY
 
-DATA = {"data.files", "data.read", "data.prepare"}
+DATA = {"data.interrupt", "data.files", "data.read", "data.prepare"}
 RESULTS = {
     "results.scores",
     "results.runs",
@@ -19,9 +19,10 @@ RESULTS = {
 }
 MAY_IMPORT = {
     "model": set(),
-    "data.files": set(),
+    "data.interrupt": set(),
+    "data.files": {"data.interrupt"},
     "data.read": {"data.files"},
-    "data.prepare": {"data.files"},
+    "data.prepare": {"data.interrupt", "data.files"},
     "configs.read": {"model", "data.files", "data.read"},
     "fast": {"model"},
     "results.scores": set(),

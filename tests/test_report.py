@@ -66,7 +66,10 @@ def made_up_run(n_layer, rate, seed, perplexity):
         "n_eff_share": measured["share"],
         "prune_ratios": [1.1] * n_layer,
         "jacobian": {"deviation": DEVIATION[n_layer]},
-        "variance": {"residual": [5e-5 if rate == 0.003 and n_layer == 1 else 1.0, 2.0]},
+        "variance": {
+            "residual": [5e-5 if rate == 0.003 and n_layer == 1 else 1.0, 2.0],
+            "attention": [1.0] * n_layer,
+        },
         "densities": dict.fromkeys(("weight", "attention", "key_value", "expert"), 1),
     }
     return Run(f"{point},seed={seed}", config, summary, [], analysis if perplexity else None)
@@ -80,6 +83,25 @@ def control():
         for seed, perplexity in enumerate(perplexities)
     ]
     return sweep_of([*runs, made_up_run(8, 0.003, 0, 22), made_up_run(8, 0.003, 1, None)])
+
+
+def test_all_versions_devices_data_and_numbers_of_sequences_are_named(control):
+    first, second, third, *_ = [run for runs in control.points.values() for run in runs]
+    first.summary["torch"], second.summary["torch"] = "2.11.0", "2.11.0"
+    second.summary["device"], third.summary["device"] = "H200", "H100"
+    third.analysis["sequences"], first.config["dataset"] = 48, "books"
+    text = " ".join(sentences(control))
+    assert "; data/books and data/tiny; scores on 8 and 48 held-out sequences of 16 tok" in text
+    assert "; torch 2.11.0 and 2.13.0, H100, H200 and cpu. " in text
+
+
+def test_blocks_that_could_not_be_opened_are_named(control):
+    run = control.points["n_layer=8,learning_rate=0.001"][1]
+    del run.analysis["variance"]["attention"]
+    (sentence,) = report.about_closed_blocks(control)
+    assert sentence.startswith("Without what each branch adds, and without theory, as blocks do")
+    assert sentence.endswith(": n_layer=8,learning_rate=0.001,seed=1.")
+    assert sentence in sentences(control)
 
 
 # Of two seeds the half-width is 12.706 / 2 times their difference. Contrasts of two points of two

@@ -324,7 +324,7 @@ def test_a_model_from_before_eval_tokens_comes_back(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="is not a run folder"):
+    with pytest.raises(BadInput, match="is no run's folder"):
         load_run(tmp_path)
 
 
@@ -339,6 +339,16 @@ def test_a_damaged_checkpoint_is_refused(trained):
     folder, _, _ = trained
     (folder / "ckpt.pt").write_bytes((folder / "ckpt.pt").read_bytes()[:1000])
     with pytest.raises(BadInput, match="ckpt.pt cannot be used"):
+        load_run(folder)
+
+
+def test_a_flipped_bit_in_a_weight_is_refused(trained):
+    folder, model, _ = trained
+    path, weights = folder / "ckpt.pt", model.head.weight.detach().numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(weights) + 10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="ckpt.pt cannot be used .* is not as it was written"):
         load_run(folder)
 
 

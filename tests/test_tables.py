@@ -1,17 +1,28 @@
-"""README.md and results/README.md against the files in results/: tables and numbers in prose."""
+"""README.md and the pages in results/ against the files there: tables and numbers in prose."""
 
+import json
 import math
 import re
 from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from data.files import BadInput
 from results import tables
 from results.claims import CLAIMS, Verdict
-from results.tables import HERE, PAGES, TABLES, change_text, claims_table, filled, write_tables
+from results.tables import (
+    BENCHED,
+    HERE,
+    PAGES,
+    TABLES,
+    change_text,
+    claims_table,
+    filled,
+    write_tables,
+)
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=["README", "results/README"])
+each_page = pytest.mark.parametrize("page", PAGES, ids=["README", "results/README", "speed"])
 
 
 @each_page
@@ -24,6 +35,48 @@ def test_every_table_stands_on_a_page():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert sorted(re.findall("<!-- table: (.*) -->", text)) == sorted(TABLES)
     assert text.count("<!-- table:") == text.count("<!-- end -->")
+
+
+def cells_of(table):
+    """{first cell of a row: its others}"""
+    rows = [row.strip("| ").split(" | ") for row in TABLES[table]()[2:]]
+    return {first: others for first, *others in rows}
+
+
+def test_the_bench_is_its_last_turn():
+    turns = {point: float(codes[1].split(", ")[-1]) for point, codes in cells_of("turns").items()}
+    for point, (speed, *_) in zip(BENCHED, cells_of("speed").values(), strict=True):
+        assert float(speed.split()[0]) == pytest.approx(turns[point], abs=0.006)
+
+
+def test_scores_together_have_the_ratio_that_was_measured():
+    ratio = json.loads(read(HERE / "score_speed.json"))["ratio"]
+    assert cells_of("scoring")["together"][-1] == f"{ratio:.1f}"
+
+
+def test_every_sweep_has_a_row_with_its_runs():
+    files = cells_of("files")
+    for path in HERE.rglob("*.json"):
+        published = json.loads(read(path))
+        if isinstance(published, list):
+            n_runs, n_scored, *_ = files.pop(f"`{path.relative_to(HERE).as_posix()}`")
+            assert int(n_runs) == len(published)
+            assert int(n_scored) == sum(run["analysis"] is not None for run in published)
+    assert not files
+
+
+def test_masks_are_compared_from_the_sparsest_to_full_attention():
+    patterns = json.loads(read(HERE / "theory_masks.json"))["patterns"]
+    rows = [row.strip("| ").split(" | ") for row in TABLES["masks"]()[2:]]
+    for name, blocks, ratio, effect, verdict in rows:
+        points = sorted(patterns[name]["points"], key=lambda point: point["density"])
+        assert points[-1]["density"] == 1
+        growths = [np.mean(point["growth"][int(blocks)]) for point in points]
+        logs = np.log([point["growth"][int(blocks)] for point in points])
+        slope, _ = np.polyfit(range(len(logs)), logs.mean(axis=1), deg=1)
+        assert float(ratio) == pytest.approx(growths[0] / growths[-1], abs=0.005)
+        assert float(effect.split()[0]) == pytest.approx(slope, abs=1e-3)
+        assert (verdict == "supported") <= (slope > 0) and (verdict == "opposed") <= (slope < 0)
 
 
 # Numbers in prose --------------------------------------------------------------------------------
@@ -71,6 +124,19 @@ def test_the_table_of_claims_has_a_row_for_each_of_ten():
     rows = claims_table()[2:]
     assert [row.split(" | ")[0] for row in rows] == [f"| C{i}" for i in range(1, 11)]
     assert {row.count("|") for row in rows} == {7}
+
+
+def test_the_theory_agrees_as_well_as_is_said():
+    written = json.loads(read(HERE / "theory.json"))
+    (said,) = re.findall(r"\((\d+) seeds, (\d+) blocks; they agree within (\d+) %", read(PAGES[0]))
+    gaps = [
+        abs(predicted / simulated - 1)
+        for case in written["cases"].values()
+        for predicted, simulated in zip(case["predicted"], case["simulated"], strict=True)
+    ]
+    n_blocks = {len(case["predicted"]) - 1 for case in written["cases"].values()}
+    assert (written["seeds"], n_blocks) == (int(said[0]), {int(said[1])})
+    assert max(gaps) < int(said[2]) / 100
 
 
 # Pages -------------------------------------------------------------------------------------------
