@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import asdict
 
 import pytest
+import torch
 
 import train
 from configs.read import (
@@ -213,6 +214,9 @@ def test_a_bad_config_gets_one_sentence(project, refused, text, words):
     assert not (project / "out").exists()
 
 
+ON_NO_MAC = pytest.mark.skipif(torch.backends.mps.is_available(), reason="it is there")
+
+
 @pytest.mark.parametrize(
     "argument, words",
     [
@@ -224,7 +228,7 @@ def test_a_bad_config_gets_one_sentence(project, refused, text, words):
         ("--vocab_size=100", ["vocab_size", "too small"]),
         ("--block_size=700", ["block_size", "too few"]),
         ("--device=cuda:99", ["device"]),
-        ("--device=mps", ["device"]),
+        pytest.param("--device=mps", ["device"], marks=ON_NO_MAC),
         ("--router_z_loss=--", ["router_z_loss", "no value"]),
         ("--device=", ["device", "empty"]),
         ("--dataset=", ["dataset", "name"]),
