@@ -32,7 +32,15 @@ from tqdm import tqdm
 
 from configs.read import Point, TrainConfig
 from data import read
-from data.files import BadInput, or_one_sentence, read_json, refuse_dashes, say, write_json
+from data.files import (
+    BadInput,
+    matched,
+    or_one_sentence,
+    read_json,
+    refuse_dashes,
+    say,
+    write_json,
+)
 from data.prepare import tokenizer
 from data.read import (
     held_out_sequences,
@@ -840,7 +848,7 @@ def sweeps_of(paths):
 
 def analyse_sweeps(arguments):
     refuse_dashes(arguments)
-    sweeps = sweeps_of(arguments.sweeps)
+    sweeps = sweeps_of(matched(arguments.sweeps))
     if arguments.restore:
         for path in sweeps:
             restore_runs(path, arguments.restore)

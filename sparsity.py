@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.files import or_one_sentence, write_json
+from data.files import matched, or_one_sentence, write_json
 from data.read import held_out_sequences
 from model import (
     GPT,
@@ -654,7 +654,7 @@ def print_table(result, name):
 
 
 def print_tables(folders):
-    for folder in folders:
+    for folder in matched(folders):
         model, config = load_run(folder)
         idx, _ = held_out_sequences(config, model.config, TABLE_SEQUENCES)
         print_table(densities(model, idx), folder)

@@ -710,7 +710,7 @@ def test_a_run_by_other_code_is_scored_only_where_that_is_asked_for(trained, ref
 
 def test_a_run_without_a_fingerprint_is_accepted(trained):
     sweep, run = trained
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     del config["code"]
     (run / "config.json").write_text(json.dumps(config))
     scored(sweep)
@@ -720,7 +720,7 @@ def test_a_run_without_a_fingerprint_is_accepted(trained):
 def test_a_run_on_other_data_is_refused(trained, refused, project):
     sweep, _ = trained
     path = project / "data/tiny/meta.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "y"}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "sha256": "y"}))
     message = refused(analyze.main, [sweep])
     assert "data/tiny is not what" in message and "train again" in message
 

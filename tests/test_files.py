@@ -48,6 +48,7 @@ def test_ctrl_c_is_one_line_that_says_what_is_safe(capsys):
     assert stop.value.code == 130 and len(lines) == 1 and "all is as it was" in lines[0]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell of Unix")
 def test_a_closed_pipe_stops_only_the_printing(tmp_path):
     code = (
         "import sys, pathlib; from data.files import say\n"
@@ -62,7 +63,16 @@ def test_a_closed_pipe_stops_only_the_printing(tmp_path):
         text=True,
     )
     assert result.stdout == "line 0\n" and result.stderr == "" and result.returncode == 0
-    assert (tmp_path / "end").read_text() == "went on"
+    assert (tmp_path / "end").read_text(encoding="utf-8") == "went on"
+
+
+def test_patterns_are_what_they_match(tmp_path):
+    """As Windows' shells hand them on; a name that is none, or matches nothing, stays."""
+    for name in ("b", "a", "c.json"):
+        (tmp_path / name).mkdir()
+    found = files.matched([tmp_path / "none", tmp_path / "*.json", f"{tmp_path}/*", "x*y"])
+    names = [path.name for path in found]
+    assert names == ["none", "c.json", "a", "b", "c.json", "x*y"]
 
 
 @pytest.mark.parametrize("name", ["n_layer=8,seed=0", "0-shallow", "lr=1e+30", "a.b", "..a", "-"])
@@ -159,7 +169,7 @@ def test_a_file_is_whole_or_as_it_was_and_nothing_else_stays(tmp_path, error):
     with pytest.raises(error), files.replacing(path) as temporary:
         temporary.write_text("half", encoding="utf-8")
         raise error
-    assert json.loads(path.read_text()) == {"loss": 2.5}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"loss": 2.5}
     assert [file.name for file in tmp_path.iterdir()] == ["content.json"]
 
 
@@ -183,7 +193,7 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_what_was(tmp_path):
     assert result.returncode == 2 and "text.txt cannot be written" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["text.txt"]
-    assert (tmp_path / "text.txt").read_text() == "before"
+    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == "before"
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
