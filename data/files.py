@@ -22,6 +22,9 @@ except ModuleNotFoundError:  # Windows
     fcntl = None
 
 
+if sys.version_info < (3, 11):  # noqa: UP036  who runs an older one has not read pyproject.toml
+    sys.exit(f"nanodepth needs Python 3.11 or later, and this is {sys.version.split()[0]}")
+
 LARGEST = sys.float_info.max
 
 # What a person reads -----------------------------------------------------------------------------

@@ -263,8 +263,9 @@ def test_a_mistyped_option_is_named(project, capsys):
 
 # The experiments ----------------------------------------------------------------------------------
 
+NO_EXPERIMENTS = ("bench", "demo", "exercise", "small_gpu")  # nothing of theirs is published
 EXPERIMENTS = sorted(
-    path for path in (REPOSITORY / "configs").glob("*.toml") if path.stem not in ("bench", "demo")
+    path for path in (REPOSITORY / "configs").glob("*.toml") if path.stem not in NO_EXPERIMENTS
 )
 
 
@@ -314,6 +315,23 @@ def test_the_rungs_of_the_recipe_are_its_ladder():
     ladder = [name for name, rung in rungs.items() if rung is not None]
     assert ladder == ["0-shallow", "1-deep", "2-context", "3-decay", "4-gqa", "5-moe"]
     assert [rungs[name] for name in ladder] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_small_gpu_trains_what_depth_trains_in_smaller_parts():
+    small, depth = (
+        points(REPOSITORY / f"configs/{name}.toml", vocab_size="8192")
+        for name in ("small_gpu", "depth")
+    )
+    assert list(small) == list(depth)
+    how = ("batch_size", "gradient_accumulation_steps", "dtype", "compile")
+    for name, point in small.items():
+        assert point.model == depth[name].model
+        ours, theirs = asdict(point.training), asdict(depth[name].training)
+        assert {key: ours[key] for key in ours if key not in how} == {
+            key: theirs[key] for key in theirs if key not in how
+        }
+        assert point.training.sequences_per_step == depth[name].training.sequences_per_step
+        assert ours["dtype"] == "float32" and not ours["compile"]
 
 
 def test_all_configs_can_be_read():

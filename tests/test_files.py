@@ -66,6 +66,15 @@ def test_a_closed_pipe_stops_only_the_printing(tmp_path):
     assert (tmp_path / "end").read_text(encoding="utf-8") == "went on"
 
 
+def test_an_old_python_is_told_which_one_is_needed():
+    code = (
+        "import sys; sys.version_info, sys.version = (3, 10, 9), '3.10.9 (main)'; import data.files"
+    )
+    result = python(code, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "nanodepth needs Python 3.11 or later, and this is 3.10.9\n"
+
+
 def test_patterns_are_what_they_match(tmp_path):
     """As Windows' shells hand them on; a name that is none, or matches nothing, stays."""
     for name in ("b", "a", "c.json"):
