@@ -82,7 +82,7 @@ class OnAppleGPU(torch.Tensor):
         return run(function, args, kwargs or {})
 
 
-PARSE = torch._C._nn._parse_to  # of module.to: this one can
+CAN_SAY_MPS = (torch.device, torch._C._nn._parse_to)  # the second is of module.to
 
 
 class FromPython(TorchFunctionMode):
@@ -90,7 +90,7 @@ class FromPython(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         everything, structure = tree_flatten((args, kwargs or {}))
-        if function is PARSE or not any(is_mps(x) for x in everything):
+        if function in CAN_SAY_MPS or not any(is_mps(x) for x in everything):
             return function(*args, **(kwargs or {}))
         everything = ["cpu" if is_mps(x) else x for x in everything]
         args, kwargs = tree_unflatten(everything, structure)

@@ -165,7 +165,7 @@ def flat(result):
         return [number for value in result for number in flat(value)]
     if isinstance(result, torch.Tensor):
         return result.cpu().flatten().tolist()
-    return [result]
+    return [] if result is None else [result]
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -179,3 +179,19 @@ def test_every_score_is_that_of_the_cpu(toggle, score):
         model, idx, targets = deepcopy(model).to("mps"), idx.to("mps"), targets.to("mps")
         got = flat(SCORES[score](model, idx, targets))
     assert got == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def analysis_on(device, model, config):
+    """All entries of analysis.json that need no tokenizer."""
+    analysis = analyze.score_run(model, config, 4, torch.device(device))
+    text, errors = analyze.score_text(model, config)
+    return {**analysis, "text": text, "text_errors": errors}
+
+
+def test_a_whole_analysis_is_that_of_the_cpu(project):
+    options = dict(vocab_size=257, block_size=16, n_expert=4, expert_hidden=8, embedding_norm=True)
+    model, config = build(**options).eval(), TrainConfig(dataset="tiny", eval_tokens=128)
+    wanted = analysis_on("cpu", model, config)
+    with apple_gpu():
+        got = analysis_on("mps", model.to("mps"), config)
+    assert flat(got) == pytest.approx(flat(wanted), rel=1e-3, abs=1e-5)
