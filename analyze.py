@@ -37,7 +37,15 @@ from tqdm import tqdm
 
 from configs.read import Point, TrainConfig
 from data import read
-from data.files import BadInput, or_one_sentence, read_json, refuse_dashes, say, write_json
+from data.files import (
+    BadInput,
+    matched,
+    or_one_sentence,
+    read_json,
+    refuse_dashes,
+    say,
+    write_json,
+)
 from data.prepare import sha256_of, tokenizer
 from data.read import (
     held_out_sequences,
@@ -81,7 +89,7 @@ from results.scores import (
     usefulness,
 )
 from results.tables import write_tables
-from sparsity import TINY, densities, predict_variance
+from sparsity import TINY, densities, exact, predict_variance
 from train import (
     add_up,
     choose_hardware,
@@ -161,7 +169,7 @@ def intervention_losses(model, idx, targets, interventions, blocks=None):
     for rows, wanted in chunks(model, idx, targets):
         states = hidden_states(model, rows, blocks)
         losses = [
-            model.position_losses(run(rest, states[start]), wanted).double().mean(dim=1)
+            exact(model.position_losses(run(rest, states[start]), wanted)).mean(dim=1)
             for start, rest in interventions
         ]
         pieces.append(torch.stack(losses, dim=1))
@@ -175,7 +183,7 @@ def untouched(model):
 
 def sums(*shape, device):
     """Zeros to add up in: float64, as sums over many tokens lose digits in fp32."""
-    return torch.zeros(*shape, dtype=torch.float64, device=device)
+    return exact(torch.zeros(*shape, device=device))
 
 
 # Scores: what a block does to the stream ---------------------------------------------------------
@@ -199,7 +207,7 @@ def stream_by_token(model, idx):
                 layers.setdefault(name, []).append(values)
             h = parts["after"]
         for name, values in layers.items():
-            pieces.setdefault(name, []).append(torch.stack(values, dim=-1).double().cpu())
+            pieces.setdefault(name, []).append(exact(torch.stack(values, dim=-1)).cpu())
     return {name: torch.cat(of_name) for name, of_name in pieces.items()}
 
 
@@ -208,14 +216,14 @@ def block_by_token(h, parts):
     between, after = parts.get("between"), parts["after"]
     measured = {
         "residual": variance_of(after),
-        "angle": F.cosine_similarity(h.double(), after.double(), dim=-1).clamp(-1, 1).arccos(),
+        "angle": F.cosine_similarity(exact(h), exact(after), dim=-1).clamp(-1, 1).arccos(),
     }
     updates = {"block": (h, after)}
     if between is not None:
         measured |= {branch: variance_of(parts[branch]) for branch in BRANCHES}
         updates |= {"attention": (h, between), "mlp": (between, after)}
     for part, (stream, updated) in updates.items():
-        update, stream = (updated - stream).double(), stream.double()
+        update, stream = exact(updated - stream), exact(stream)
         measured[part, "size"] = update.norm(dim=-1) / stream.norm(dim=-1).clamp_min(TINY)
         measured[part, "cosine"] = F.cosine_similarity(update, stream, dim=-1)
     return measured
@@ -269,13 +277,14 @@ def jacobian_deviation(model, idx):
         for l, block in enumerate(model.blocks):
             squares = sums(T, device=device)  # ||J_t - I||^2 of every token
             for features, gradients in block_jacobian(block, states[l][0]):
-                jacobian[l][:, features] += gradients.double().mean(dim=1).T / N
                 off_identity = gradients - identity[features, None]
-                squares += off_identity.double().square().sum(dim=(0, 2))
+                squares += exact(off_identity).square().sum(dim=(0, 2))
+                features = features.to(jacobian.device)
+                jacobian[l][:, features] += exact(gradients).mean(dim=1).T / N
             per_token[l] += squares.sqrt().mean() / C / N
     diagonal = torch.diag_embed(jacobian.diagonal(dim1=1, dim2=2))
     return {
-        "deviation": ((jacobian - identity).flatten(1).norm(dim=1) / C).cpu(),
+        "deviation": ((jacobian - exact(identity)).flatten(1).norm(dim=1) / C).cpu(),
         "off_diagonal": ((jacobian - diagonal).flatten(1).norm(dim=1) / C).cpu(),
         "spectral": torch.linalg.matrix_norm(jacobian, 2).cpu(),
         "per_token": per_token.cpu(),
@@ -290,7 +299,7 @@ def angular_distance(model, idx):
     n_states = len(model.blocks) + 1
     distance, cosine = (sums(n_states, n_states, device=idx.device) for _ in range(2))
     for (rows,) in chunks(model, idx):
-        states = [h.flatten(0, 1).double() for h in hidden_states(model, rows)]
+        states = [exact(h.flatten(0, 1)) for h in hidden_states(model, rows)]
         directions = torch.stack([F.normalize(h, dim=-1) for h in states], dim=1)
         cosines = directions @ directions.mT  # (tokens, L + 1, L + 1)
         cosine += cosines.sum(dim=0) / idx.numel()
@@ -315,7 +324,7 @@ def logit_lens(model, idx):
         for l, h in enumerate(states):
             early = model.read_out(h).log_softmax(dim=-1)
             divergence = (early.exp() * (early - final)).sum(dim=-1)
-            total[l] += divergence.double().sum() / idx.numel()
+            total[l] += exact(divergence).sum() / idx.numel()
     return total.cpu()
 
 
@@ -345,7 +354,7 @@ def causal_norms(model, idx):
 
 def mean_norm(delta):
     """(B, T, C) -> (B,): norms over features, mean over tokens."""
-    return delta.norm(dim=-1).double().mean(dim=1)
+    return exact(torch.linalg.vector_norm(delta, dim=-1)).mean(dim=1)
 
 
 def causal_matrix(model, idx):
@@ -448,7 +457,7 @@ def greedy_order(model, idx, targets):
 @torch.no_grad()
 def fit_linear_maps(model, idx):
     """[(W, b)] with h_{l+1} ~ h_l W^T + b, least squares over all tokens of idx; W (C, C), b (C,),
-    one per block.
+    one per block, float64 on the CPU.
 
     The normal equations would square the condition number. So the R of a QR decomposition of
     [h_l, 1, h_{l+1}] is updated piece by piece in float64 (it is all that the fit needs to
@@ -456,7 +465,7 @@ def fit_linear_maps(model, idx):
     L, C = len(model.blocks), model.config.n_embd
     triangles = [None] * L
     for (rows,) in chunks(model, idx):
-        states = [h.flatten(0, 1).double() for h in hidden_states(model, rows)]
+        states = [exact(h.flatten(0, 1)) for h in hidden_states(model, rows)]
         one = torch.ones_like(states[0][:, :1])
         for l in range(L):
             piece = torch.cat((states[l], one, states[l + 1]), dim=1)
@@ -467,13 +476,12 @@ def fit_linear_maps(model, idx):
     for R in (triangle.cpu() for triangle in triangles):
         inputs, outputs = R[:, : C + 1], R[:, C + 1 :]
         solution = torch.linalg.lstsq(inputs, outputs, driver="gelsd").solution  # (C + 1, C)
-        solution = solution.to(idx.device)
         maps.append((solution[:C].T, solution[C]))
     return maps
 
 
 def linear_block(W, b):
-    return lambda h: F.linear(h, W.to(h.dtype), b.to(h.dtype))
+    return lambda h: F.linear(h, W.to(h.dtype).to(h.device), b.to(h.dtype).to(h.device))
 
 
 def linear_losses(model, maps, idx, targets, transposed=False):
@@ -500,7 +508,7 @@ def linear_ratios(model, maps, idx, targets, transposed=False):
 def losses_by_position(model, idx, targets):
     """Cross-entropy in nats of every target, (N, T), float64 on the CPU."""
     losses = [
-        model.position_losses(hidden_states(model, rows)[-1], wanted).double().cpu()
+        exact(model.position_losses(hidden_states(model, rows)[-1], wanted)).cpu()
         for rows, wanted in chunks(model, idx, targets)
     ]
     return torch.cat(losses)
@@ -899,9 +907,10 @@ def announce(path, work):
         )
         held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(of_run))
         largest = max(largest, 4 * (held + few.count_parameters()))
+    in_part = "; what needs float64 runs on the CPU" if device.type == "mps" else ""
     say(
         f"{path}: scoring {counted(len(whole), 'run')} on {max(whole.values())} sequences each "
-        f"takes about {duration(total)} and {max(0.1, largest / 2**30):.1f} GiB here"
+        f"takes about {duration(total)} and {max(0.1, largest / 2**30):.1f} GiB here{in_part}"
     )
 
 
@@ -953,8 +962,8 @@ def name_of(path):
 
 def default_sequences():
     """As many as published on a GPU, fewer where they would take long."""
-    on_cpu = choose_hardware(TrainConfig()).device.type == "cpu"
-    return CPU_SEQUENCES if on_cpu else SEQUENCES
+    on_cuda = choose_hardware(TrainConfig()).device.type == "cuda"
+    return SEQUENCES if on_cuda else CPU_SEQUENCES
 
 
 def sweeps_of(paths):
@@ -1015,7 +1024,7 @@ def refuse_options(arguments, sweeps):
 
 def analyse_sweeps(arguments):
     refuse_dashes(arguments)
-    sweeps = sweeps_of(arguments.sweeps)
+    sweeps = sweeps_of(matched(arguments.sweeps))
     refuse_options(arguments, sweeps)
     if arguments.restore:
         for path in sweeps:
@@ -1048,7 +1057,7 @@ def main(argv=None):
     add("sweeps", nargs="+", type=Path, help=sweeps_help)
     sequences_help = (
         f"held-out sequences to score on (default: as many as before; at first {SEQUENCES}, as "
-        f"published, or {CPU_SEQUENCES} without a GPU)"
+        f"published, or {CPU_SEQUENCES} without a CUDA GPU)"
     )
     add("--sequences", type=at_least_1, help=sequences_help)
     add("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')

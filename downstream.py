@@ -37,7 +37,7 @@ def log_probabilities(model, rows):
             counts[i, len(of_row) - 1 - n : len(of_row) - 1] = 1
         ids, counts = ids.to(device), counts.to(device)
         losses = cross_entropy(model(ids[:, :-1])[0], ids[:, 1:])
-        totals[picked] = -(losses * counts).double().sum(dim=1).cpu().numpy()
+        totals[picked] = -(losses * counts).cpu().double().sum(dim=1).numpy()
     return totals
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.files import or_one_sentence, write_json
+from data.files import matched, or_one_sentence, write_json
 from data.read import held_out_sequences
 from model import (
     GPT,
@@ -52,11 +52,17 @@ FEW_SEQUENCES = 4  # that predict_variance follows one by one for topk
 # Measured on a model -----------------------------------------------------------------------------
 
 
+def exact(x):
+    """x in float64, in which sums and small differences keep their digits; on the CPU, where x is
+    on an Apple GPU, which has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def weight_density(weight):
     """Participation ratio (sum |w|)^2 / (n sum w^2) of any tensor: 1 when all magnitudes are
     equal, 2/pi = 0.64 for a Gaussian, 1/n when one weight holds everything. Scaling all weights
     changes nothing."""
-    magnitude = weight.detach().double().abs()
+    magnitude = exact(weight.detach()).abs()
     sum_of_squares = magnitude.square().sum().clamp_min(TINY)
     return (magnitude.sum() ** 2 / (magnitude.numel() * sum_of_squares)).item()
 
@@ -67,10 +73,10 @@ def weight_sparsity(model):
     so that decay moves it only if it makes some weights matter less."""
     matrices = [p for p in model.blocks.parameters() if p.dim() >= 2]
     sizes = np.array([p.numel() for p in matrices], dtype=float)
-    below = np.array([(p.detach().abs() < SMALL_WEIGHT).double().mean().item() for p in matrices])
+    below = np.array([(p.detach().abs() < SMALL_WEIGHT).sum().item() for p in matrices])
     density = np.array([weight_density(p) for p in matrices])
     return {
-        "share_below": float(below @ sizes / sizes.sum()),
+        "share_below": float(below.sum() / sizes.sum()),
         "density": float(density @ sizes / sizes.sum()),
     }
 
@@ -114,7 +120,7 @@ def attended_keys(model, idx):
 
 def mean_over_queries(values):
     """(B, H, T) -> (H,) float64: mean over positions, sum over sequences."""
-    return values.double().mean(dim=-1).sum(dim=0)
+    return exact(values).mean(dim=-1).sum(dim=0)
 
 
 @torch.no_grad()
@@ -131,7 +137,7 @@ def expert_use(model, idx):
             model(rows)
         for layer, moe in enumerate(experts):
             _, _, expert = moe.route(inputs[moe].flatten(0, -2))
-            counts[layer] += expert.flatten().bincount(minlength=n_expert).double().cpu()
+            counts[layer] += expert.flatten().bincount(minlength=n_expert).cpu()
     return counts / counts.sum(dim=1, keepdim=True)
 
 
@@ -657,7 +663,7 @@ def print_table(result, name):
 
 
 def print_tables(folders):
-    for folder in folders:
+    for folder in matched(folders):
         model, config = load_run(folder)
         idx, _ = held_out_sequences(config, model.config, TABLE_SEQUENCES)
         print_table(densities(model, idx), folder)

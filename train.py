@@ -96,9 +96,9 @@ def training_batch(tokens, config, block_size, step, device):
     offsets = training_offsets(config, len(tokens), block_size, step)
     rows = tokens[offsets[:, None] + np.arange(block_size + 1)].astype(np.int64)
     batch = torch.from_numpy(rows)
-    if device.type == "cuda":
-        batch = batch.pin_memory()  # then the copy does not wait for the steps before
-    return batch.to(device, non_blocking=True)
+    if device.type != "cuda":
+        return batch.to(device)
+    return batch.pin_memory().to(device, non_blocking=True)  # without waiting for the steps before
 
 
 def learning_rate_at(step, config):
@@ -495,19 +495,15 @@ class Hardware(NamedTuple):
 def choose_hardware(config):
     """The Hardware that a TrainConfig's device, dtype and compile come to on this machine. Raises
     BadInput for a device that is not there."""
-    name = config.device
-    if name == "auto":
-        local_rank = from_environment("LOCAL_RANK", 0)  # torchrun's
-        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    name = best_device() if config.device == "auto" else config.device
     try:
-        probe = torch.zeros(1, device=name)
-        probe.item()  # only use shows that a device is there
-        device = probe.device
-    except (RuntimeError, AssertionError) as error:
+        device = probe(name)
+    except UNUSABLE as error:
         why = reason(error).split(". ")[0]
         why = "torch knows no such device" if why.startswith("Expected one of") else why[:100]
         raise BadInput(
-            f"device = {config.device} cannot be used here ({why}): give auto, cpu, cuda or cuda:N"
+            f"device = {config.device} cannot be used here ({why}): give auto, cpu, cuda, cuda:N "
+            "or mps"
         ) from None
     on_gpu = device.type == "cuda"
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -522,8 +518,32 @@ def choose_hardware(config):
         note = f"this GPU has no {' and no '.join(lacking)}: training works, only slower"
     elif on_gpu and fast is None:
         note = "fast.py is not there: training works, only slower"
+    elif device.type == "mps":
+        note = "an Apple GPU trains uncompiled, and is scored on the CPU in what needs float64"
     compiled = config.compile and on_gpu and has_triton() and fast is not None
     return Hardware(device, dtype, compiled, note)
+
+
+UNUSABLE = (RuntimeError, AssertionError)  # what torch raises
+
+
+def best_device():
+    """For device = auto: the process's own CUDA GPU, an Apple GPU that works, or the CPU."""
+    if torch.cuda.is_available():
+        return f"cuda:{from_environment('LOCAL_RANK', 0)}"  # torchrun's
+    if torch.backends.mps.is_available():
+        try:  # in a virtual machine there may be one without memory
+            return str(probe("mps"))
+        except UNUSABLE:
+            pass
+    return "cpu"
+
+
+def probe(name):
+    """The torch.device of that name, which only use shows to be there."""
+    number = torch.zeros(1, device=name)
+    number.item()
+    return number.device
 
 
 def from_environment(name, default):

@@ -42,9 +42,9 @@ class TrainConfig:
     log_interval: int = 25  # steps between lines of log.jsonl
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     seed: int = 0  # of the weights and of the order of the data
-    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps, an Apple GPU
     dtype: str = "auto"  # of the residual stream and the products: auto, float32 or bfloat16
-    compile: bool = True  # torch.compile on the GPU
+    compile: bool = True  # torch.compile on a CUDA GPU
 
     def __post_init__(self):
         self.min_lr = self.learning_rate / 10 if self.min_lr < 0 else self.min_lr

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None
 
+
+if sys.version_info < (3, 11):  # noqa: UP036  who runs an older one has not read pyproject.toml
+    sys.exit(f"nanodepth needs Python 3.11 or later, and this is {sys.version.split()[0]}")
 
 LARGEST = sys.float_info.max
 
@@ -90,6 +94,16 @@ def check_name(name, what):
     if not re.fullmatch(r"[A-Za-z0-9=,._+-]+", name) or set(name) == {"."}:
         raise BadInput(f"{what} {name!r} must be a name of letters, digits and = , . _ + - alone")
     return name
+
+
+def matched(paths):
+    """The paths of a command line, a pattern such as out/* in the place of what it matches: shells
+    do that, but not those of Windows. One that matches nothing stays."""
+    found = []
+    for path in paths:
+        matches = sorted(glob(str(path))) if "*" in str(path) else []
+        found += matches or [path]
+    return [Path(path) for path in found]
 
 
 # Reading -----------------------------------------------------------------------------------------

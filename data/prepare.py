@@ -47,6 +47,7 @@ from data.files import (
     cannot_write,
     check_name,
     locked,
+    matched,
     or_one_sentence,
     read_text,
     reason,
@@ -557,7 +558,7 @@ def prepare(arguments):
     if source == "pycode":
         documents = pycode()
     elif source == "text":
-        documents = own_text(arguments.paths)
+        documents = own_text(matched(arguments.paths))
     elif arguments.archive is not None:
         documents = books(Path(arguments.archive))
     folder.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves nothing behind

@@ -1008,7 +1008,7 @@ def test_a_post_norm_run_is_trained_scored_and_reported(project, monkeypatch, ca
 
 def test_a_run_without_a_fingerprint_is_accepted(trained):
     sweep, run = trained
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     del config["code"]
     (run / "config.json").write_text(json.dumps(config))
     scored(sweep)
@@ -1018,7 +1018,7 @@ def test_a_run_without_a_fingerprint_is_accepted(trained):
 def test_a_run_on_other_data_is_refused(trained, refused, project):
     sweep, _ = trained
     path = project / "data/tiny/meta.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "y"}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "sha256": "y"}))
     message = refused(analyze.main, [sweep])
     assert "data/tiny is not what" in message and "train again" in message
 

@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import asdict
 
 import pytest
+import torch
 
 import train
 from configs.read import (
@@ -216,6 +217,9 @@ def test_a_bad_config_gets_one_sentence(project, refused, text, words):
     assert not (project / "out").exists()
 
 
+ON_NO_MAC = pytest.mark.skipif(torch.backends.mps.is_available(), reason="it is there")
+
+
 @pytest.mark.parametrize(
     "argument, words",
     [
@@ -227,7 +231,7 @@ def test_a_bad_config_gets_one_sentence(project, refused, text, words):
         ("--vocab_size=100", ["vocab_size", "too small"]),
         ("--block_size=700", ["block_size", "too few"]),
         ("--device=cuda:99", ["device"]),
-        ("--device=mps", ["device"]),
+        pytest.param("--device=mps", ["device"], marks=ON_NO_MAC),
         ("--router_z_loss=--", ["router_z_loss", "no value"]),
         ("--device=", ["device", "empty"]),
         ("--dataset=", ["dataset", "name"]),
@@ -268,8 +272,9 @@ def test_a_mistyped_option_is_named(project, capsys):
 
 # The experiments ----------------------------------------------------------------------------------
 
+NO_EXPERIMENTS = ("bench", "demo", "exercise", "small_gpu")  # nothing of theirs is published
 EXPERIMENTS = sorted(
-    path for path in (REPOSITORY / "configs").glob("*.toml") if path.stem not in ("bench", "demo")
+    path for path in (REPOSITORY / "configs").glob("*.toml") if path.stem not in NO_EXPERIMENTS
 )
 
 
@@ -336,6 +341,23 @@ def test_the_rungs_of_the_recipe_are_its_ladder():
     ladder = [name for name, rung in rungs.items() if rung is not None]
     assert ladder == ["0-shallow", "1-deep", "2-context", "3-decay", "4-gqa", "5-moe"]
     assert [rungs[name] for name in ladder] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_small_gpu_trains_what_depth_trains_in_smaller_parts():
+    small, depth = (
+        points(REPOSITORY / f"configs/{name}.toml", vocab_size="8192")
+        for name in ("small_gpu", "depth")
+    )
+    assert list(small) == [name for name in depth if name.endswith("seed=0")]
+    how = ("batch_size", "gradient_accumulation_steps", "dtype", "compile")
+    for name, point in small.items():
+        assert point.model == depth[name].model
+        ours, theirs = asdict(point.training), asdict(depth[name].training)
+        assert {key: ours[key] for key in ours if key not in how} == {
+            key: theirs[key] for key in theirs if key not in how
+        }
+        assert point.training.sequences_per_step == depth[name].training.sequences_per_step
+        assert ours["dtype"] == "float32" and not ours["compile"]
 
 
 def test_all_configs_can_be_read():

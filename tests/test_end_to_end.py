@@ -117,7 +117,7 @@ POINTS = [("sweep", ["n_layer=2", "n_layer=3"]), ("window", ["window=2", "window
 @pytest.mark.parametrize("sweep, points", POINTS)
 def test_every_sweep_has_a_report_with_figures(analysed, sweep, points):
     folder = analysed / "out" / sweep
-    report = (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text(encoding="utf-8")
     figures = re.findall(r"^!\[\w+\]\((\w+\.png)\)$", report, re.MULTILINE)
     assert len(figures) == 11
     for figure in figures:
@@ -132,7 +132,7 @@ def test_every_sweep_has_a_report_with_figures(analysed, sweep, points):
 
 @pytest.mark.parametrize("sweep, points", POINTS)
 def test_every_sweep_is_judged_on_its_seeds(analysed, sweep, points):
-    claims = claims_in((analysed / "out" / sweep / "report.md").read_text())
+    claims = claims_in((analysed / "out" / sweep / "report.md").read_text(encoding="utf-8"))
     assert len(claims) > 0
     for row in claims:
         assert "(2 seeds; " in row or "| – (" in row
@@ -142,10 +142,10 @@ def test_all_sweeps_have_one_figure_and_one_table_of_claims(analysed):
     """Every claim of the two reports, beside its sweep's name."""
     claims = set()
     for sweep in ("sweep", "window"):
-        for row in claims_in((analysed / "out" / sweep / "report.md").read_text()):
+        for row in claims_in((analysed / "out" / sweep / "report.md").read_text(encoding="utf-8")):
             name, *rest = row.replace("**", "").strip("| ").split(" | ")
             claims.add(" | ".join([name, sweep, *rest]))
-    rows = claims_in((analysed / "out/claims.md").read_text())
+    rows = claims_in((analysed / "out/claims.md").read_text(encoding="utf-8"))
     assert {" | ".join(row.strip("| ").split(" | ")[:-2]) for row in rows} == claims
     assert len(rows) == len(claims)
     picture(analysed / "out/verdicts.png")
@@ -159,7 +159,7 @@ def test_tasks_stand_in_the_report_with_their_controls(analysed):
 
 def test_every_run_has_its_scores(analysed):
     path = analysed / "out/sweep/n_layer=3,seed=1/analysis.json"
-    analysis = json.loads(path.read_text())
+    analysis = json.loads(path.read_text(encoding="utf-8"))
     assert len(analysis["prune_ratios"]) == 3
     assert len(analysis["variance"]["residual"]) == 4
     assert analysis["task"]["items"] == 1
@@ -182,7 +182,7 @@ def test_a_ladder_has_a_figure_of_its_own(project):
     (project / "ladder.toml").write_text(LADDER)
     run(project, "train.py", "ladder.toml")
     run(project, "analyze.py", "out/ladder", "--sequences", "2")
-    report = (project / "out/ladder/report.md").read_text()
+    report = (project / "out/ladder/report.md").read_text(encoding="utf-8")
     picture(project / "out/ladder/ladder.png")
     assert report.index("| shallow |") < report.index("| deep |")  # as in the file
     assert {"| C8", "| C8+"} <= {row.split(" | ")[0] for row in claims_in(report)}
@@ -211,9 +211,11 @@ def restored(project):
     shutil.copytree(project / "out/sweep", project / "part/sweep", ignore=of_seed_1)
     run(project, "analyze.py", "part/sweep", "--sequences", "2", "--publish", "half")
     run(project, "analyze.py", "half/sweep.json", "--restore", "fresh")
-    before = (project / "fresh/sweep/n_layer=3,seed=0/summary.json").read_text()
+    before = (project / "fresh/sweep/n_layer=3,seed=0/summary.json").read_text(encoding="utf-8")
     run(project, "train.py", "sweep.toml", "--out_dir=fresh")
-    assert (project / "fresh/sweep/n_layer=3,seed=0/summary.json").read_text() == before
+    assert (project / "fresh/sweep/n_layer=3,seed=0/summary.json").read_text(
+        encoding="utf-8"
+    ) == before
     return project
 
 
@@ -226,7 +228,7 @@ def test_a_restored_sweep_trains_what_is_missing(restored):
 @pytest.mark.slow
 def test_restored_and_new_runs_are_reported_together(restored):
     run(restored, "analyze.py", "fresh/sweep", "--sequences", "2", "--publish", "whole")
-    assert "4 runs, seeds 0, 1" in (restored / "whole/sweep/report.md").read_text()
+    assert "4 runs, seeds 0, 1" in (restored / "whole/sweep/report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -285,4 +287,4 @@ def test_a_diverged_run_does_not_stop_the_report(project):
     shutil.copytree(project / "out/sweep", mixed)
     shutil.copytree(project / "bad/sweep/n_layer=2,seed=0", mixed / "n_layer=9,seed=0")
     run(project, "analyze.py", "mixed/sweep", "--sequences", "2")
-    assert "n_layer=9,seed=0 (diverged)" in (mixed / "report.md").read_text()
+    assert "n_layer=9,seed=0 (diverged)" in (mixed / "report.md").read_text(encoding="utf-8")

@@ -65,6 +65,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("module", ["argparse", "numpy"])  # when it is imported, and long before
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
 def test_ctrl_c_during_imports_is_one_line(command, module):
     """-X importtime prints a line for every import, which tells when to stop."""
     process = subprocess.Popen(
@@ -88,6 +89,7 @@ def test_what_imports_a_command_keeps_its_own_ctrl_c():
     assert python(code).stdout == "True\n"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
 def test_ctrl_c_that_is_ignored_stays_ignored():
     """As of a job that a script put into the background."""
     command = [sys.executable, "data/prepare.py", "text", "none.txt"]
@@ -99,6 +101,7 @@ def test_ctrl_c_that_is_ignored_stays_ignored():
     assert "none.txt" in message and "stopped" not in message
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell of Unix")
 def test_a_closed_pipe_stops_only_the_printing(tmp_path):
     code = (
         "import sys, pathlib; from data.files import say\n"
@@ -113,7 +116,25 @@ def test_a_closed_pipe_stops_only_the_printing(tmp_path):
         text=True,
     )
     assert result.stdout == "line 0\n" and result.stderr == "" and result.returncode == 0
-    assert (tmp_path / "end").read_text() == "went on"
+    assert (tmp_path / "end").read_text(encoding="utf-8") == "went on"
+
+
+def test_an_old_python_is_told_which_one_is_needed():
+    code = (
+        "import sys; sys.version_info, sys.version = (3, 10, 9), '3.10.9 (main)'; import data.files"
+    )
+    result = python(code, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "nanodepth needs Python 3.11 or later, and this is 3.10.9\n"
+
+
+def test_patterns_are_what_they_match(tmp_path):
+    """As Windows' shells hand them on; a name that is none, or matches nothing, stays."""
+    for name in ("b", "a", "c.json"):
+        (tmp_path / name).mkdir()
+    found = files.matched([tmp_path / "none", tmp_path / "*.json", f"{tmp_path}/*", "x*y"])
+    names = [path.name for path in found]
+    assert names == ["none", "c.json", "a", "b", "c.json", "x*y"]
 
 
 @pytest.mark.parametrize("name", ["n_layer=8,seed=0", "0-shallow", "lr=1e+30", "a.b", "..a", "-"])
@@ -210,7 +231,7 @@ def test_a_file_is_whole_or_as_it_was_and_nothing_else_stays(tmp_path, error):
     with pytest.raises(error), files.replacing(path) as temporary:
         temporary.write_text("half", encoding="utf-8")
         raise error
-    assert json.loads(path.read_text()) == {"loss": 2.5}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"loss": 2.5}
     assert [file.name for file in tmp_path.iterdir()] == ["content.json"]
 
 
@@ -234,7 +255,7 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_what_was(tmp_path):
     assert result.returncode == 2 and "text.txt cannot be written" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["text.txt"]
-    assert (tmp_path / "text.txt").read_text() == "before"
+    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == "before"
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")

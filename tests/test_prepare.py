@@ -237,6 +237,7 @@ def test_books_refuses_what_is_no_archive_of_books(kind, data_folder, tmp_path, 
     assert not (data_folder / "books").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="not every system has sha256sum")
 def test_the_books_have_the_sum_that_sha256sum_gives(tmp_path):
     contents = {"b/ü.md": b"hello", "a/b.md": b"world"}
     for name, content in contents.items():
@@ -603,6 +604,7 @@ def test_download_of_unknown_length(server, tmp_path):
     assert not (tmp_path / "second").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs limits on processes")
 def test_a_full_disk_is_not_called_a_fault_of_the_network(server, tmp_path):
     server.files["file"] = content = bytes(10_000)
     code = (

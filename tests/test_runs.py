@@ -419,7 +419,7 @@ def test_damaged_files_of_a_run_are_named_with_their_field(tmp_path, name, conte
     write_folder(tmp_path / "run", run("run", sweep(), analysis=analysis()))
     path = tmp_path / "run" / name
     if content == "damaged":
-        content = {**json.loads(path.read_text()), **DAMAGE[name]}
+        content = {**json.loads(path.read_text(encoding="utf-8")), **DAMAGE[name]}
     path.write_text(json.dumps(content))
     if (name, content) in (("config.json", {}), ("analysis.json", None)):
         return  # all options have defaults, and a run may be without scores

@@ -624,7 +624,7 @@ def small_theory(monkeypatch):
 def test_cases_are_predicted_and_simulated(tmp_path, monkeypatch, small_theory, capsys):
     monkeypatch.setattr(sparsity, "THEORY_CASES", {"half": ({}, 0.5)})
     sparsity.theory_of_cases(tmp_path, n_seeds=4)
-    case = json.loads((tmp_path / "theory.json").read_text())["cases"]["half"]
+    case = json.loads((tmp_path / "theory.json").read_text(encoding="utf-8"))["cases"]["half"]
     config, idx = small_theory()
     simulated = sparsity.simulate_variance(config, idx, 0.5, n_seeds=4)
     assert case["predicted"] == sparsity.predict_variance(config, idx, 0.5)
@@ -640,7 +640,9 @@ def three_windows(tmp_path, monkeypatch, small_theory):
     monkeypatch.setattr(sparsity, "MASK_SIZES", {"window": ("window", (16, 1, 4))})
     sparsity.theory_of_masks(tmp_path, n_seeds=4, depths=(1, 2))
     assert (tmp_path / "theory_masks.png").stat().st_size > 5000
-    return json.loads((tmp_path / "theory_masks.json").read_text())["patterns"]["window"]
+    return json.loads((tmp_path / "theory_masks.json").read_text(encoding="utf-8"))["patterns"][
+        "window"
+    ]
 
 
 def test_masks_stand_in_the_order_of_their_density(three_windows):
