@@ -167,18 +167,20 @@ def sums(*shape, device):
 
 
 @torch.no_grad()
-def stream_by_token(model, idx):
+def stream_by_token(model, idx, look_inside=open_block):
     """What blocks do to the stream at every token of idx (N, T), {name: (N, T, L)}, float64 on the
     CPU: the variance over features of "residual" (h_0 .. h_L: L + 1 of them), and of what
     "attention" and "mlp" add to it; (part, "size") and (part, "cosine") of the part's update and
     of the stream that it is added to, their norms' ratio and the cosine between them, part being
-    "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians."""
+    "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians.
+    look_inside(block, h): what open_block returns; of a block that is none of ours {"after": its
+    output} will do, and nothing is said of its parts then."""
     pieces = {}
     for (rows,) in chunks(model, idx):
         h = model.embed(rows)
         layers = {"residual": [variance_of(h)]}
         for block in model.blocks:
-            parts = open_block(block, h)
+            parts = look_inside(block, h)
             for name, values in block_by_token(h, parts).items():
                 layers.setdefault(name, []).append(values)
             h = parts["after"]
@@ -189,14 +191,15 @@ def stream_by_token(model, idx):
 
 def block_by_token(h, parts):
     """What stream_by_token says of one block that was opened on h, {name: (B, T)}."""
-    between, after = parts["between"], parts["after"]
+    after = parts["after"]
     measured = {
         "residual": variance_of(after),
-        "attention": variance_of(parts["attention"]),
-        "mlp": variance_of(parts["mlp"]),
         "angle": F.cosine_similarity(h.double(), after.double(), dim=-1).clamp(-1, 1).arccos(),
     }
-    updates = {"attention": (h, between), "mlp": (between, after), "block": (h, after)}
+    updates = {"block": (h, after)}
+    if "between" in parts:
+        measured |= {branch: variance_of(parts[branch]) for branch in ("attention", "mlp")}
+        updates |= {"attention": (h, parts["between"]), "mlp": (parts["between"], after)}
     for part, (stream, updated) in updates.items():
         update, stream = (updated - stream).double(), stream.double()
         measured[part, "size"] = update.norm(dim=-1) / stream.norm(dim=-1).clamp_min(TINY)
@@ -214,7 +217,8 @@ def layer_variance(model, idx):
 
 def variances_of(by_token):
     """layer_variance, of what stream_by_token returned."""
-    variance = {kind: by_token[kind].mean(dim=(0, 1)) for kind in ("residual", "attention", "mlp")}
+    kinds = [kind for kind in ("residual", "attention", "mlp") if kind in by_token]
+    variance = {kind: by_token[kind].mean(dim=(0, 1)) for kind in kinds}
     residual = by_token["residual"]
     variance["median"] = residual.flatten(0, 1).median(dim=0).values
     variance["without_first"] = residual[:, 1:].mean(dim=(0, 1))
