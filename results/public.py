@@ -22,7 +22,6 @@ from results.figures import (
     SMALLEST_GROWTH,
     Panel,
     drawable,
-    growth,
     line_figure,
     matrix_figure,
     of_block,
@@ -114,45 +113,46 @@ def likeliest(analysis):
     return chosen
 
 
-FIGURES = {  # {figure: (the score that it needs, its panels)}
-    "variance": (
-        "stream",
-        [
+WITHOUT_FIRST = entry("variance", "without_first")
+BY_REMOVAL, *BY_CUMULATIVE = LINES["pruning"]
+FIGURES = {  # {figure: {score: the panels that it feeds}}
+    "overview": {
+        "stream": [
             of_state(
-                "variance of every state, without position 0",
-                "variance of h_l",
-                entry("variance", "without_first"),
+                "variance of every state, without position 0", "variance of h_l", WITHOUT_FIRST
+            )
+        ],
+        "removal": [BY_REMOVAL],
+        "similarity": LINES["similarity"],
+    },
+    "positions": {
+        "stream": [
+            of_state(
+                "variance of the median token", "variance of h_l", entry("variance", "median")
             ),
+            of_state("variance at position 0", "variance of h_l", entry("variance", "first")),
             of_state(
-                "the same of the median token", "variance of h_l", entry("variance", "median")
-            ),
-            of_state("the same of position 0", "variance of h_l", entry("variance", "first")),
-            of_state(
-                "the same, mean over all tokens", "variance of h_l", entry("variance", "residual")
+                "variance, mean over all tokens", "variance of h_l", entry("variance", "residual")
             ),
         ],
-    ),
-    "updates": (
-        "stream",
-        [
+        "loss": LINES["tokens"][:1],
+    },
+    "updates": {
+        "stream": [
             of_block("size of what a block adds", SIZE, entry("size", "block")),
             of_block("direction of what a block adds", COSINE, entry("cosine", "block"), log=False),
             of_block("angle by which a block turns the stream", "radians", entry("angle")),
         ],
-    ),
-    "similarity": ("similarity", LINES["similarity"]),
-    "removal": ("removal", LINES["pruning"][:1]),
-    "cumulative": ("cumulative", LINES["pruning"][1:]),
-    "stretches": (
-        "stretches",
-        [
+    },
+    "removal": {
+        "stretches": [
             of_lengths("loss without the cheapest stretch of blocks", cheapest_stretches),
-            of_lengths("without the stretch that the angle chooses", likeliest_stretches),
+            of_lengths("loss without the stretch that the angle chooses", likeliest_stretches),
         ],
-    ),
-    "linear": ("linear", LINES["linear"]),
-    "jacobian": ("jacobian", LINES["jacobian"]),
-    "tokens": ("loss", LINES["tokens"][:1]),
+        "cumulative": BY_CUMULATIVE,
+    },
+    "linear": {"linear": LINES["linear"]},
+    "jacobian": {"jacobian": LINES["jacobian"]},
 }
 
 
@@ -166,31 +166,30 @@ def relative(first):
     return places
 
 
-SIDE_BY_SIDE = [
-    Panel(
+SIDE_BY_SIDE = {  # {score: the panel that it feeds}
+    "stream": Panel(
         "variance of every state, without position 0",
         "l / L",
         "variance of h_l",
-        entry("variance", "without_first"),
+        WITHOUT_FIRST,
         x=relative(0),
     ),
-    Panel(
-        "growth of the loss with one block removed",
+    "removal": Panel(
+        BY_REMOVAL.title,
         "l / L",
-        "relative growth of the loss",
-        growth("prune_ratios"),
+        BY_REMOVAL.ylabel,
+        BY_REMOVAL.curve,
         x=relative(1),
         floor=SMALLEST_GROWTH,
     ),
-    Panel(
+    "similarity": Panel(
         "how far a block turns its input",
         "l / L",
         "1 - cos(input, output)",
         entry("block_influence"),
         x=relative(1),
     ),
-]
-SIDE_BY_SIDE_NEEDS = ("stream", "removal", "similarity")
+}
 
 
 def as_points(analyses):
@@ -204,26 +203,32 @@ def as_points(analyses):
 
 def draw_figures(analysis):
     """{file name: figure}, of the scores that there are, in the order of the report."""
-    points = as_points({analysis["model"]["name"]: analysis})
-    figures = {
-        name: line_figure(points, drawable(panels, points), legend="")
-        for name, (score, panels) in FIGURES.items()
-        if score in analysis["measured"]
-    }
+    points, figures = as_points({analysis["model"]["name"]: analysis}), {}
+    for name, of_scores in FIGURES.items():
+        there = [
+            panel
+            for score, panels in of_scores.items()
+            if score in analysis["measured"]
+            for panel in drawable(panels, points)
+        ]
+        if there:
+            figures[name] = line_figure(points, there, legend="")
     if matrices := [matrix for matrix in MATRICES if matrix.key in analysis]:
         figures["matrices"] = matrix_figure(points, matrices)
     return figures
 
 
 def side_by_side_figure(analyses):
-    """Variance, removal and turn against relative depth, a line for each of {name: analysis}."""
-    points = as_points(analyses)
+    """Variance, removal and turn against relative depth, a line for each of {name: analysis}; None
+    where there is no such score that all of them have."""
     panels = [
         panel
-        for panel, score in zip(SIDE_BY_SIDE, SIDE_BY_SIDE_NEEDS, strict=True)
+        for score, panel in SIDE_BY_SIDE.items()
         if all(score in analysis["measured"] for analysis in analyses.values())
     ]
-    figure = line_figure(points, panels, legend="")
+    if not panels:
+        return None
+    figure = line_figure(as_points(analyses), panels, legend="")
     for axis in figure.axes:
         axis.xaxis.set_major_locator(MaxNLocator(5))
     return figure
@@ -449,5 +454,9 @@ def report_model(folder, analysis):
 
 def report_models(folder, analyses):
     """side_by_side.png of {name: analysis} into folder."""
-    save_figure(side_by_side_figure(analyses), folder / "side_by_side.png")
+    figure = side_by_side_figure(analyses)
+    if figure is None:
+        say(f"no side_by_side.png: the models share none of the scores {', '.join(SIDE_BY_SIDE)}")
+        return
+    save_figure(figure, folder / "side_by_side.png")
     say(folder / "side_by_side.png")

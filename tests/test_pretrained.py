@@ -99,8 +99,7 @@ def test_from_a_folder_to_scores_figures_and_report(workplace, capsys):
     report = (folder / "report.md").read_text(encoding="utf-8")
     figures = {path.stem for path in folder.glob("*.png")}
     assert figures == {
-        "variance", "updates", "similarity", "removal", "cumulative", "stretches", "linear",
-        "jacobian", "tokens", "matrices",
+        "overview", "positions", "updates", "removal", "linear", "jacobian", "matrices",
     }  # fmt: skip
     assert all(f"![{figure}]({figure}.png)" in report for figure in figures)
     assert "LlamaForCausalLM of 4 blocks" in report and "densities" in report
@@ -168,7 +167,7 @@ def test_a_stop_loses_no_score_that_was_there(workplace, monkeypatch, capsys):
 def test_few_scores_make_few_figures(workplace):
     score("--scores", "stream")
     folder = workplace / "out/pretrained/llama"
-    assert {path.stem for path in folder.glob("*.png")} == {"variance", "updates"}
+    assert {path.stem for path in folder.glob("*.png")} == {"overview", "positions", "updates"}
     assert "removal" not in (folder / "report.md").read_text(encoding="utf-8")
 
 
@@ -196,7 +195,7 @@ def test_what_is_published_draws_the_same_without_the_model(workplace):
     shutil.rmtree(published / "llama")
     run("results/pretrained/llama.json")
     assert (published / "llama/report.md").read_text(encoding="utf-8") == report
-    assert (published / "llama/variance.png").exists()
+    assert (published / "llama/overview.png").exists()
     content = (published / "llama.json").read_text(encoding="utf-8")
     assert str(workplace) not in content
 

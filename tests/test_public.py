@@ -163,12 +163,12 @@ def test_a_file_that_is_no_analysis_is_refused(tmp_path, changes, sentence):
 def test_figures_are_those_of_the_scores_that_there_are():
     figures = public.draw_figures(analysis())
     assert list(figures) == [
-        "variance", "updates", "similarity", "removal", "stretches", "jacobian", "tokens",
-        "matrices",
+        "overview", "positions", "updates", "removal", "jacobian", "matrices",
     ]  # fmt: skip
+    assert "linear" not in figures and len(figures["removal"].axes) == 2  # nothing cumulative
     titles = [axis.get_title() for axis in figures["jacobian"].axes if axis.get_title()]
     assert len(titles) == 2  # probes give no spectral norm, and no diagonal
-    drawn = figures["stretches"].axes[0].lines[0].get_ydata()
+    drawn = figures["removal"].axes[0].lines[0].get_ydata()
     assert drawn == pytest.approx([0.01, 0.04, 0.6])
 
 
@@ -181,3 +181,9 @@ def test_side_by_side_is_over_relative_depth():
     assert by_variance.lines[1].get_xdata().tolist() == [0, 0.5, 1]
     assert by_removal.lines[1].get_xdata().tolist() == [0.5, 1]
     assert by_turn.lines[0].get_ydata() == pytest.approx(analysis()["block_influence"])
+
+
+def test_models_that_share_no_score_stand_apart(tmp_path, capsys):
+    other = analysis(measured={"loss": analysis()["measured"]["loss"]})
+    public.report_models(tmp_path, {"one": analysis(), "other": other})
+    assert list(tmp_path.iterdir()) == [] and "share none" in capsys.readouterr().out
