@@ -64,7 +64,7 @@ from decoder import (
 from downstream import choice_accuracy, minimal_pairs
 from results.public import MEASURED, publish, report_model, report_models
 from stream_scores import SCORES, Passages, passages_of, work
-from train import choose_hardware, device_name, duration, memory_of, memory_said
+from train import choose_hardware, device_name, duration, memory_of, memory_said, peak_memory
 
 OUT = Path("out/pretrained")
 SEQUENCES, CPU_SEQUENCES = 32, 4
@@ -184,9 +184,10 @@ def time_parts(model, idx):
 
 
 def memory_needed(config, n_tokens, n_parameters, dtype):
-    """In bytes: weights, cached states and logits."""
-    held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(config))
-    return n_parameters * dtype.itemsize + 4 * held
+    """In bytes, at most: weights; cached states and logits; and the states twice in float64."""
+    per_token, states = numbers_per_token(config), (config.n_layer + 1) * config.n_embd
+    at_once = min(n_tokens, TOKENS_AT_ONCE, NUMBERS_AT_ONCE // per_token)
+    return n_parameters * dtype.itemsize + at_once * (4 * per_token + 16 * states)
 
 
 def refuse_too_large(folder, n_parameters, dtype, device):
@@ -209,11 +210,12 @@ def announce(name, model, passages, scores, dtype):
         block * runs[score][0] + read_out * runs[score][1] for score in scores if score in runs
     ]
     n_parameters = sum(parameter.numel() for parameter in model.hf.parameters())
-    memory = memory_needed(config, passages.idx.numel(), n_parameters, dtype)
+    n_tokens = max(passages.idx.numel(), passages.fit_idx.numel())
+    memory = memory_needed(config, n_tokens, n_parameters, dtype)
     beside = "" if len(seconds) == len(scores) else ", and the tasks' time"
     say(
         f"{name}: {', '.join(scores)} on {N} sequences of {T} tokens take about "
-        f"{duration(sum(seconds))}{beside}, and {max(0.1, memory / GIB):.1f} GiB here "
+        f"{duration(sum(seconds))}{beside}, and up to {max(0.1, memory / GIB):.1f} GiB here "
         f"({1000 * block:.3g} ms a block and sequence, {1000 * read_out:.3g} ms a read-out)"
     )
     form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
@@ -352,7 +354,12 @@ def score_and_keep(job, identity, analysis, device):
             began = time.perf_counter()
             entries, errors = function(model, passages)
             seconds = time.perf_counter() - began
-            about = {**job.about, "seconds": seconds, "identity": identity[score]}
+            about = {
+                **job.about,
+                "seconds": seconds,
+                "peak_GiB": peak_memory(device),
+                "identity": identity[score],
+            }
             analysis = with_score(analysis, score, entries, errors, about)
             write_json(job.out / "analysis.json", analysis)
 

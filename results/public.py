@@ -325,13 +325,14 @@ def quarters_table(analysis):
 
 def measured_table(analysis):
     """Lines of a Markdown table: how each score was taken."""
-    heading = ("score", "on", "precision", "device", "seconds")
+    heading = ("score", "on", "precision", "device", "seconds", "peak GiB so far")
     lines = [table_row(*heading), table_rule(len(heading))]
     for score, how in analysis["measured"].items():
         on = f"{counted(how['sequences'], 'sequence')} of {how['length']} tokens of {how['text']}"
         if of_task := analysis.get(score) if score in TASKS else None:
             on = f"{of_task.get('items', of_task.get('pairs'))} items of {of_task['file']}"
-        lines.append(table_row(score, on, how["dtype"], how["device"], f"{how['seconds']:.3g}"))
+        costs = [f"{how[cost]:.3g}" if cost in how else "–" for cost in ("seconds", "peak_GiB")]
+        lines.append(table_row(score, on, how["dtype"], how["device"], *costs))
     return lines
 
 

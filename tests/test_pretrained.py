@@ -3,6 +3,7 @@ without some blocks; and every bad input in one sentence."""
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_from_a_folder_to_scores_figures_and_report(workplace, capsys):
     assert all(f"![{figure}]({figure}.png)" in report for figure in figures)
     assert "LlamaForCausalLM of 4 blocks" in report and "densities" in report
     said = capsys.readouterr().out
-    assert "on 2 sequences of 10 tokens take about" in said and "GiB here" in said
+    assert "on 2 sequences of 10 tokens take about" in said and "up to 0.1 GiB here" in said
 
 
 def test_the_loss_is_the_model_s_own(workplace):
@@ -198,6 +199,17 @@ def test_what_is_published_draws_the_same_without_the_model(workplace):
     assert (published / "llama/overview.png").exists()
     content = (published / "llama.json").read_text(encoding="utf-8")
     assert str(workplace) not in content
+
+
+def test_memory_is_weights_states_and_logits():
+    """Of 3 blocks 8 wide: 4 states, 32 numbers a token, and a vocabulary of 10."""
+    config = SimpleNamespace(n_layer=3, n_embd=8, vocab_size=10)
+    a_token = 4 * (32 + 4 * 10) + 2 * 8 * 32
+    needed = pretrained.memory_needed(config, 100, 1000, torch.float32)
+    assert needed == 4 * 1000 + 100 * a_token
+    assert pretrained.memory_needed(config, 100, 1000, torch.bfloat16) == needed - 2 * 1000
+    most = pretrained.memory_needed(config, 10**12, 1000, torch.float32)
+    assert most == 4 * 1000 + 2**15 * a_token
 
 
 # Text --------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ def analysis(**changes):
         "dtype": "float32",
         "device": "cpu",
         "seconds": 1.25,
+        "peak_GiB": 0.5,
     }
     variance = {
         "residual": [100.0] * (L + 1),
@@ -71,7 +72,9 @@ def test_numbers_stand_with_their_errors():
     assert "| loss (nats a token) | 3.457 ± 0.032 |" in report()
     assert "| perplexity | 31.7 |" in report()
     assert "12 M parameters" in report()
-    assert "| causal | 3 sequences of 16 tokens of mine.txt | float32 | cpu | 1.25 |" in report()
+    assert (
+        "| causal | 3 sequences of 16 tokens of mine.txt | float32 | cpu | 1.25 | 0.5 |" in report()
+    )
 
 
 def test_growth_is_told_by_block_and_by_its_kind():
