@@ -8,6 +8,7 @@ theory of them, is not there.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -60,6 +61,9 @@ MEASURED = {  # what others read of an analysis, and of what kind it must be
     "logit_lens": Maybe(NUMBERS),
     "jacobian": Maybe({"deviation": NUMBERS, "per_token": NUMBERS}),
     "linear_ratios": Maybe({"held_out": NUMBERS, "same": NUMBERS, "transposed": NUMBERS}),
+    "choices": Maybe({"accuracy": Number(), "items": Number(int, 1), "file": str}),
+    "task": Maybe({"accuracy": Number(), "items": Number(int, 1), "file": str}),
+    "blimp": Maybe({"accuracy": Number(), "pairs": Number(int, 1), "file": str}),
 }
 
 
@@ -114,7 +118,9 @@ def likeliest(analysis):
 
 
 WITHOUT_FIRST = entry("variance", "without_first")
-BY_REMOVAL, *BY_CUMULATIVE = LINES["pruning"]
+BY_REMOVAL = LINES["pruning"][0]
+# Logarithmic, as the loss of a public model without any block may be a hundred nats.
+BY_CUMULATIVE = [replace(panel, log=True) for panel in LINES["pruning"][1:]]
 FIGURES = {  # {figure: {score: the panels that it feeds}}
     "overview": {
         "stream": [
@@ -416,6 +422,24 @@ def longest_stretch(stretches, how):
     )
 
 
+def about_methods(analysis):
+    """Sentences on numbers that are estimates, or that follow from a fit."""
+    said = []
+    if n_probes := at(analysis, ("jacobian", "probes")):
+        errors = at(analysis["standard_errors"], ("jacobian", "deviation"))
+        share = np.median(np.divide(errors, analysis["jacobian"]["deviation"]))
+        said.append(
+            f"The Jacobian's deviation is by {n_probes} random directions; its standard error over "
+            f"these is {share:.1%} of it at the median block."
+        )
+    if n_tokens := analysis.get("fitted_on"):
+        said.append(
+            f"Linear maps were fitted on {n_tokens:,} other tokens, "
+            f"{n_tokens / analysis['model']['n_embd']:.3g} for each feature."
+        )
+    return said
+
+
 def report_text(analysis, figures):
     model = analysis["model"]
     lines = [
@@ -434,7 +458,7 @@ def report_text(analysis, figures):
         "",
         *quarters_table(analysis),
         "",
-        "How each score was taken:",
+        " ".join(["How each score was taken:", *about_methods(analysis)]),
         "",
         *measured_table(analysis),
         "",

@@ -96,6 +96,16 @@ def test_the_jacobian_falls_by_a_fifth_a_block():
     assert "it rises, on average by 1 of itself a block" in report(jacobian=rising)
 
 
+def test_estimates_say_so():
+    deviation = [0.1] * L
+    jacobian = {"deviation": deviation, "per_token": deviation, "probes": 32}
+    errors = {"jacobian": {"deviation": [0.002] * L}}
+    text = report(jacobian=jacobian, standard_errors=errors, fitted_on=3200)
+    assert "by 32 random directions; its standard error over these is 2.0% of it" in text
+    assert "fitted on 3,200 other tokens, 200 for each feature" in text
+    assert "random directions" not in report()
+
+
 def test_the_longest_stretch_by_both_ways():
     text = report()
     assert "by measured removal: blocks 5–6 (2 blocks, +4.00%)" in text
