@@ -214,15 +214,17 @@ def score_permutation(model, passages):
 
 
 def score_jacobian(model, passages):
-    """Exact where the stream is no wider than the probes are many."""
+    """On few of the sequences, as it costs much; exact where the stream is no wider than the probes
+    are many."""
     few = few_of(passages.idx)
     if model.config.n_embd > PROBES:
         values, errors = jacobian_by_probes(model, few)
-        return {"jacobian": {**values, "probes": PROBES}}, {"jacobian": errors}
-    torch.set_float32_matmul_precision("highest")  # J - I is a small difference
-    jacobian = jacobian_deviation(model, few)
-    torch.set_float32_matmul_precision("high")
-    return {"jacobian": as_lists(jacobian)}, {}
+        entries, errors = {**values, "probes": PROBES}, {"jacobian": errors}
+    else:
+        torch.set_float32_matmul_precision("highest")  # J - I is a small difference
+        entries, errors = as_lists(jacobian_deviation(model, few)), {}
+        torch.set_float32_matmul_precision("high")
+    return {"jacobian": {**entries, "sequences": len(few)}}, errors
 
 
 def few_of(idx):

@@ -350,6 +350,11 @@ def fit_of(variance):
     return float(np.exp(slope(y))), *map(float, squared)
 
 
+def trend_of(values):
+    """By what factor values change from one to the next, by least squares of their logarithms."""
+    return float(np.exp(slope(np.log(values))))
+
+
 def about_claims(analysis):
     """Sentences on what the claims speak of, as far as it was measured."""
     L, said = analysis["model"]["n_layer"], []
@@ -362,11 +367,10 @@ def about_claims(analysis):
             f"exponential of l, {power:.3f} as a power)."
         )
     if (deviation := at(analysis, ("jacobian", "deviation"))) and L > 1:
-        trend = slope(np.log(deviation))
         said.append(
-            f"C2, the Jacobian's deviation along the layers: it {'falls' if trend < 0 else 'rises'}"
-            f", on average by {abs(np.expm1(trend)):.2g} of itself a block, from {deviation[0]:.3g}"
-            f" at block 1 to {deviation[-1]:.3g} at block {L}."
+            f"C2, the Jacobian's deviation along the layers: {deviation[0]:.3g} at block 1, "
+            f"{deviation[-1]:.3g} at block {L}; a block on, it is {trend_of(deviation):.3f} times "
+            f"as large on average, and from block 2 on {trend_of(deviation[1:]):.3f} times."
         )
     compared = {
         "causal": analysis.get("causal"),
@@ -400,7 +404,7 @@ def about_stretches(analysis):
             f"{l + 1} ({ratios[l] - 1:+.2%}{f' ± {errors[l]:.2%}' if errors[l] else ''})"
             for l in np.argsort(ratios)[:N_LEAST]
         ]
-        said.append(f"The blocks that one alone would be missed least: {', '.join(least)}.")
+        said.append(f"Removed alone, these blocks are missed least: {', '.join(least)}.")
     if "stretches" in analysis:
         cheapest = [(int(np.argmin(ratios)), min(ratios)) for ratios in analysis["stretches"]]
         said.append(longest_stretch(cheapest, "by measured removal"))
@@ -429,8 +433,9 @@ def about_methods(analysis):
         errors = at(analysis["standard_errors"], ("jacobian", "deviation"))
         share = np.median(np.divide(errors, analysis["jacobian"]["deviation"]))
         said.append(
-            f"The Jacobian's deviation is by {n_probes} random directions; its standard error over "
-            f"these is {share:.1%} of it at the median block."
+            f"The Jacobian's deviation is by {n_probes} random directions, on "
+            f"{counted(analysis['jacobian']['sequences'], 'sequence')}; its standard error over "
+            f"these directions is {share:.1%} of it at the median block."
         )
     if n_tokens := analysis.get("fitted_on"):
         said.append(

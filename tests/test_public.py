@@ -26,8 +26,8 @@ def analysis(**changes):
         "peak_GiB": 0.5,
     }
     variance = {
-        "residual": [100.0] * (L + 1),
-        "median": [2.0] * (L + 1),
+        "residual": [*range(100, 101 + L)],
+        "median": [2.0] * 8 + [2.5],
         "without_first": (0.5 * 1.5 ** np.arange(L + 1)).tolist(),
         "first": [2.0] * 4 + [5000.0] + [2.0] * 4,
     }
@@ -45,9 +45,9 @@ def analysis(**changes):
         "loss": 3.45678,
         "perplexity": 31.7,
         "variance": variance,
-        "size": {"block": [0.5] * L},
+        "size": {"block": np.linspace(0.5, 0.4, L).tolist()},
         "cosine": {"block": np.linspace(-0.1, 0.1, L).tolist()},
-        "angle": [0.3] * L,
+        "angle": np.linspace(0.3, 0.2, L).tolist(),
         "text": {"by_position": [5.0, 4.0, 3.0], "positions_read": [1, 2, 3]},
         "prune_ratios": ratios.tolist(),
         "stretches": [ratios.tolist(), [3, 3, 3, 1.9, 1.04, 1.5, 3], [4, 4, 4, 4, 1.6, 4]],
@@ -58,7 +58,7 @@ def analysis(**changes):
         "causal": 0.25,
         "jacobian": {
             "deviation": (0.1 * 0.8 ** np.arange(L)).tolist(),
-            "per_token": [0.2] * L,
+            "per_token": np.linspace(0.2, 0.1, L).tolist(),
         },
         **changes,
     }
@@ -90,18 +90,21 @@ def test_the_first_position_is_told_of():
     assert "up to 2.5e+03 times that of the median token (at h_4)" in report()
 
 
-def test_the_jacobian_falls_by_a_fifth_a_block():
-    assert "it falls, on average by 0.2 of itself a block, from 0.1 at block 1" in report()
-    rising = {"deviation": [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8], "per_token": [1.0] * L}
-    assert "it rises, on average by 1 of itself a block" in report(jacobian=rising)
+def test_the_jacobian_is_four_fifths_a_block_on():
+    assert "0.1 at block 1, 0.021 at block 8; a block on, it is 0.800 times as large" in report()
+    rising = {"deviation": [100.0, *(0.1 * 2.0 ** np.arange(7))], "per_token": [1.0] * L}
+    assert "and from block 2 on 2.000 times" in report(jacobian=rising)
 
 
 def test_estimates_say_so():
     deviation = [0.1] * L
-    jacobian = {"deviation": deviation, "per_token": deviation, "probes": 32}
+    jacobian = {"deviation": deviation, "per_token": deviation, "probes": 32, "sequences": 2}
     errors = {"jacobian": {"deviation": [0.002] * L}}
     text = report(jacobian=jacobian, standard_errors=errors, fitted_on=3200)
-    assert "by 32 random directions; its standard error over these is 2.0% of it" in text
+    assert (
+        "32 random directions, on 2 sequences; its standard error over these directions is 2.0%"
+        in text
+    )
     assert "fitted on 3,200 other tokens, 200 for each feature" in text
     assert "random directions" not in report()
 

@@ -179,6 +179,7 @@ def test_the_exact_jacobian(scores):
     wanted = analyze.jacobian_deviation(build(), passages().idx[:1])
     for name, values in wanted.items():
         close(scores["jacobian"]["jacobian"][name], values)
+    assert scores["jacobian"]["jacobian"]["sequences"] == 1
 
 
 def test_every_score_can_be_kept(scores):
