@@ -174,7 +174,7 @@ def test_few_scores_make_few_figures(workplace):
 
 def test_bfloat16_warns(workplace, capsys):
     score("--scores", "loss", "--dtype", "bfloat16")
-    assert "less than a thousandth" in capsys.readouterr().out
+    assert "keeps 8 bits of every number" in capsys.readouterr().out
     assert analysis_of("llama")["measured"]["loss"]["dtype"] == "bfloat16"
 
 
@@ -201,15 +201,16 @@ def test_what_is_published_draws_the_same_without_the_model(workplace):
     assert str(workplace) not in content
 
 
-def test_memory_is_weights_states_and_logits():
+def test_memory_is_weights_states_logits_and_maps():
     """Of 3 blocks 8 wide: 4 states, 32 numbers a token, and a vocabulary of 10."""
     config = SimpleNamespace(n_layer=3, n_embd=8, vocab_size=10)
     a_token = 4 * (32 + 4 * 10) + 2 * 8 * 32
+    maps = 8 * 3 * (8 * 8 + 16 * 16)
     needed = pretrained.memory_needed(config, 100, 1000, torch.float32)
-    assert needed == 4 * 1000 + 100 * a_token
+    assert needed == 4 * 1000 + 100 * a_token + maps
     assert pretrained.memory_needed(config, 100, 1000, torch.bfloat16) == needed - 2 * 1000
     most = pretrained.memory_needed(config, 10**12, 1000, torch.float32)
-    assert most == 4 * 1000 + 2**15 * a_token
+    assert most == 4 * 1000 + 2**15 * a_token + maps
 
 
 # Text --------------------------------------------------------------------------------------------
