@@ -62,7 +62,7 @@ from decoder import (
     save_without,
 )
 from downstream import choice_accuracy, minimal_pairs
-from results.public import MEASURED, publish, report_model, report_models
+from results.public import publish, read_analysis, report_model, report_models
 from stream_scores import SCORES, Passages, passages_of, work
 from train import choose_hardware, device_name, duration, memory_of, memory_said, peak_memory
 
@@ -330,7 +330,7 @@ def score_model(folder, arguments, device):
     job.out.mkdir(parents=True, exist_ok=True)
     with locked(job.out):
         path = job.out / "analysis.json"
-        analysis = read_json(path, MEASURED) if path.exists() else {}
+        analysis = read_analysis(path) if path.exists() else {}
         measured = analysis.get("measured", {})
         to_do = {
             score: function
@@ -491,10 +491,10 @@ def score_and_report(arguments):
     analyses = {}
     for path in arguments.models:
         if path.suffix == ".json":
-            folder, analysis = path.with_suffix(""), read_json(path, MEASURED)
+            folder, analysis = path.with_suffix(""), read_analysis(path)
         else:
             folder = score_model(path, arguments, device)
-            analysis = read_json(folder / "analysis.json", MEASURED)
+            analysis = read_analysis(folder / "analysis.json")
         if arguments.publish:
             folder = arguments.publish / "pretrained" / folder.name
             analysis = publish(analysis, folder.with_name(f"{folder.name}.json"))

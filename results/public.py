@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from data.files import Maybe, Number, read_json, say, write_text
+from data.files import BadInput, Maybe, Number, fault_of, read_json, say, write_text
 from results.claims import entry, slope
 from results.figures import (
     COSINE,
@@ -59,7 +59,7 @@ MEASURED = {  # what others read of an analysis, and of what kind it must be
     "angular_distance": Maybe([NUMBERS]),
     "block_influence": Maybe(NUMBERS),
     "logit_lens": Maybe(NUMBERS),
-    "jacobian": Maybe({"deviation": NUMBERS, "per_token": NUMBERS}),
+    "jacobian": Maybe({"deviation": NUMBERS, "per_token": NUMBERS, "sequences": Number(int, 1)}),
     "linear_ratios": Maybe({"held_out": NUMBERS, "same": NUMBERS, "transposed": NUMBERS}),
     "choices": Maybe({"accuracy": Number(), "items": Number(int, 1), "file": str}),
     "task": Maybe({"accuracy": Number(), "items": Number(int, 1), "file": str}),
@@ -67,8 +67,50 @@ MEASURED = {  # what others read of an analysis, and of what kind it must be
 }
 
 
+HOW = {  # what "measured" says of each score
+    "sequences": Number(int, 1),
+    "length": Number(int, 1),
+    "text": str,
+    "dtype": str,
+    "device": str,
+    "seconds": Number(float, 0),
+    "peak_GiB": Number(float, 0),
+}
+LENGTHS = {  # how many numbers, or rows, an entry holds beyond the number of blocks
+    ("variance", "without_first"): 1,
+    ("prune_ratios",): 0,
+    ("cumulative", "greedy"): 1,
+    ("causal_matrix",): 0,
+    ("permutation_matrix",): 0,
+    ("angular_distance",): 1,
+    ("block_influence",): 0,
+    ("logit_lens",): 1,
+    ("jacobian", "deviation"): 0,
+    ("linear_ratios", "held_out"): 0,
+}
+
+
 def read_analysis(path):
-    return read_json(path, MEASURED)
+    """What an analysis.json, or a published file, holds. Raises BadInput, which names the file and
+    the entry, where it is none, or its entries are those of another number of blocks."""
+    analysis = read_json(path, MEASURED)
+    for score, how in analysis["measured"].items():
+        if fault := fault_of(how, HOW, f"measured.{score}"):
+            raise BadInput(f"{path}: {fault}")
+    for keys, more in LENGTHS.items():
+        values, wanted = at(analysis, keys), analysis["model"]["n_layer"] + more
+        if values is not None and len(values) != wanted:
+            raise BadInput(
+                f"{path}: {'.'.join(keys)} has {len(values)} entries, where {wanted} belong"
+            )
+    return analysis
+
+
+def at(nested, keys):
+    """The value under these keys, one inside the other; None where there is none."""
+    for key in keys:
+        nested = nested.get(key) if isinstance(nested, dict) else None
+    return nested
 
 
 def publish(analysis, path):
@@ -267,13 +309,6 @@ LEFT_OUT = (
 )
 
 
-def at(nested, keys):
-    """The value under these keys, one inside the other; None where there is none."""
-    for key in keys:
-        nested = nested.get(key) if isinstance(nested, dict) else None
-    return nested
-
-
 def singles_table(analysis):
     """Lines of a Markdown table: what is one number, with its standard error: of a score over
     sequences, of a task over its items."""
@@ -337,7 +372,7 @@ def measured_table(analysis):
         on = f"{counted(how['sequences'], 'sequence')} of {how['length']} tokens of {how['text']}"
         if of_task := analysis.get(score) if score in TASKS else None:
             on = f"{of_task.get('items', of_task.get('pairs'))} items of {of_task['file']}"
-        costs = [f"{how[cost]:.3g}" if cost in how else "–" for cost in ("seconds", "peak_GiB")]
+        costs = [f"{how[cost]:.3g}" for cost in ("seconds", "peak_GiB")]
         lines.append(table_row(score, on, how["dtype"], how["device"], *costs))
     return lines
 

@@ -59,6 +59,7 @@ def analysis(**changes):
         "jacobian": {
             "deviation": (0.1 * 0.8 ** np.arange(L)).tolist(),
             "per_token": np.linspace(0.2, 0.1, L).tolist(),
+            "sequences": 1,
         },
         **changes,
     }
@@ -166,6 +167,8 @@ def test_published_numbers_are_few_digits_of_the_same(tmp_path):
         ({"model": {"name": "x"}}, "model.architecture is missing"),
         ({"prune_ratios": [1, "x"]}, "prune_ratios[1]"),
         ({"variance": {"residual": [1]}}, "variance.median is missing"),
+        ({"measured": {"loss": {"sequences": 3}}}, "measured.loss.length is missing"),
+        ({"prune_ratios": [1.0] * 7}, "prune_ratios has 7 entries, where 8 belong"),
     ],
 )
 def test_a_file_that_is_no_analysis_is_refused(tmp_path, changes, sentence):
