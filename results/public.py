@@ -74,7 +74,7 @@ HOW = {  # what "measured" says of each score
     "dtype": str,
     "device": str,
     "seconds": Number(float, 0),
-    "peak_GiB": Number(float, 0),
+    "peak_GiB": Maybe(Number(float, 0)),  # older ones lack it
 }
 LENGTHS = {  # how many numbers, or rows, an entry holds beyond the number of blocks
     ("variance", "without_first"): 1,
@@ -372,7 +372,7 @@ def measured_table(analysis):
         on = f"{counted(how['sequences'], 'sequence')} of {how['length']} tokens of {how['text']}"
         if of_task := analysis.get(score) if score in TASKS else None:
             on = f"{of_task.get('items', of_task.get('pairs'))} items of {of_task['file']}"
-        costs = [f"{how[cost]:.3g}" for cost in ("seconds", "peak_GiB")]
+        costs = [f"{how[cost]:.3g}" if cost in how else "–" for cost in ("seconds", "peak_GiB")]
         lines.append(table_row(score, on, how["dtype"], how["device"], *costs))
     return lines
 

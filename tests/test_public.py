@@ -1,10 +1,12 @@
 """results/public.py: what a report says of numbers whose answer is known by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
+from conftest import REPOSITORY
 from data.files import BadInput
 from results import public
 
@@ -177,6 +179,17 @@ def test_a_file_that_is_no_analysis_is_refused(tmp_path, changes, sentence):
     with pytest.raises(BadInput, match="llama.json: ") as refusal:
         public.read_analysis(path)
     assert sentence in str(refusal.value)
+
+
+PUBLISHED = sorted((REPOSITORY / "results/pretrained").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_reports_are_those_of_their_files(path):
+    analysis = public.read_analysis(path)
+    report = (path.with_suffix("") / "report.md").read_text(encoding="utf-8")
+    figures = re.findall(r"^!\[(\w+)\]", report, re.MULTILINE)
+    assert report == public.report_text(analysis, figures)
 
 
 def test_figures_are_those_of_the_scores_that_there_are():
