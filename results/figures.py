@@ -622,7 +622,7 @@ def matrix_figure(points, matrices=MATRICES):
     """Causal, permutation and angular-distance matrices, means over seeds, a column for each point;
     of many points, for MOST_COLUMNS from the first to the last."""
     shown = points if len(points) <= MOST_COLUMNS else spread_out(points, MOST_COLUMNS)
-    n_rows, size = len(matrices), (2.6 * len(shown) + 1, 2.8 * len(matrices))
+    n_rows, size = len(matrices), (max(4.6, 2.6 * len(shown) + 1), 2.8 * len(matrices))
     figure, axes = plt.subplots(
         n_rows, len(shown), figsize=size, layout="constrained", squeeze=False
     )
