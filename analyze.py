@@ -190,25 +190,34 @@ def sums(*shape, device):
 
 
 @torch.no_grad()
-def stream_by_token(model, idx):
+def stream_by_token(model, idx, look_inside=None):
     """What blocks do to the stream at every token of idx (N, T), {name: (N, T, L)}, float64 on the
     CPU: the variance over features of "residual" (h_0 .. h_L: L + 1 of them), and of what
     "attention" and "mlp" add to it; (part, "size") and (part, "cosine") of the part's update and
     of the stream that it is added to, their norms' ratio and the cosine between them, part being
     "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians.
-    Without "attention" and "mlp" where blocks do not add_up of them."""
-    pieces, opened = {}, add_up(model, idx[:1])
+    Without "attention" and "mlp" where blocks do not add_up of them.
+
+    look_inside(block, h): what open_block returns, where blocks add up; otherwise, and always of a
+    model whose blocks are none of ours, {"after": the block's output}."""
+    if look_inside is None:
+        look_inside = open_block if add_up(model, idx[:1]) else whole_block
+    pieces = {}
     for (rows,) in chunks(model, idx):
         h = model.embed(rows)
         layers = {"residual": [variance_of(h)]}
         for block in model.blocks:
-            parts = open_block(block, h) if opened else {"after": block(h)}
+            parts = look_inside(block, h)
             for name, values in block_by_token(h, parts).items():
                 layers.setdefault(name, []).append(values)
             h = parts["after"]
         for name, values in layers.items():
             pieces.setdefault(name, []).append(exact(torch.stack(values, dim=-1)).cpu())
     return {name: torch.cat(of_name) for name, of_name in pieces.items()}
+
+
+def whole_block(block, h):
+    return {"after": block(h)}
 
 
 def block_by_token(h, parts):

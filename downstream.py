@@ -16,6 +16,7 @@ import torch
 from model import cross_entropy
 
 TOKENS_AT_ONCE = 2**15
+LOGITS_AT_ONCE = 2**28
 
 
 @torch.no_grad()
@@ -24,11 +25,12 @@ def log_probabilities(model, rows):
     n tokens after those before them. Rows of like lengths run together, and are filled up behind
     their end, where a causal model does not look."""
     device = model.head.weight.device
+    n_tokens = min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size)
     longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
     totals = np.zeros(len(rows))
     while longest_first:
         width = len(rows[longest_first[0]][0]) - 1
-        n_rows = max(1, TOKENS_AT_ONCE // width)
+        n_rows = max(1, n_tokens // width)
         picked, longest_first = longest_first[:n_rows], longest_first[n_rows:]
         ids = torch.zeros(len(picked), width + 1, dtype=torch.long)
         counts = torch.zeros(len(picked), width)

@@ -804,9 +804,15 @@ def check_points(points, folders):
         finished(folders[name], identity_of(point))
 
 
+SMALLER_STEPS = (
+    "halve batch_size and double gradient_accumulation_steps, which gives the same result, but for "
+    "experts' balance"
+)
+
+
 @contextmanager
-def memory_said(what):
-    """Raises BadInput where memory runs out in the work inside."""
+def memory_said(what, cure=SMALLER_STEPS):
+    """Raises BadInput, which says what to do, where memory runs out in the work inside."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -817,10 +823,7 @@ def memory_said(what):
         where = "memory"
     else:
         return
-    raise BadInput(
-        f"{what} is out of {where}: halve batch_size and double gradient_accumulation_steps, which "
-        "gives the same result, but for experts' balance"
-    )
+    raise BadInput(f"{what} is out of {where}: {cure}")
 
 
 def result_line(summary):

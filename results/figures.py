@@ -392,7 +392,8 @@ def drawable(panels, points):
     return [panel for panel in panels if all(panel.curve(run) is not None for run in runs)]
 
 
-def line_figure(points, panels):
+def line_figure(points, panels, legend=None):
+    """A panel each, two in a row; legend: its title, instead of what shown_of says of seeds."""
     n_rows, n_columns = (len(panels) + 1) // 2, 3 if max(map(len, points)) > LONG_LABEL else 4
     size = (9.5, 3.4 * n_rows + 0.2 * -(-len(points) // n_columns) + 0.3)
     figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
@@ -401,7 +402,8 @@ def line_figure(points, panels):
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     lines, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(lines, labels, title=shown_of(points), ncols=n_columns, **LEGEND_BELOW)
+    title = shown_of(points) if legend is None else legend
+    figure.legend(lines, labels, title=title, ncols=n_columns, **LEGEND_BELOW)
     return figure
 
 
@@ -618,13 +620,15 @@ MOST_COLUMNS = 5  # of matrix_figure: 1,400 pixels
 TITLE_WIDTH = 22  # characters of a column's title
 
 
-def matrix_figure(points):
+def matrix_figure(points, matrices=MATRICES):
     """Causal, permutation and angular-distance matrices, means over seeds, a column for each point;
     of many points, for MOST_COLUMNS from the first to the last."""
     shown = points if len(points) <= MOST_COLUMNS else spread_out(points, MOST_COLUMNS)
-    size = (2.6 * len(shown) + 1, 8.4)
-    figure, axes = plt.subplots(3, len(shown), figsize=size, layout="constrained", squeeze=False)
-    for matrix, row in zip(MATRICES, axes, strict=True):
+    n_rows, size = len(matrices), (max(4.6, 2.6 * len(shown) + 1), 2.8 * len(matrices))
+    figure, axes = plt.subplots(
+        n_rows, len(shown), figsize=size, layout="constrained", squeeze=False
+    )
+    for matrix, row in zip(matrices, axes, strict=True):
         means = [
             np.mean([run.analysis[matrix.key] for run in runs], axis=0) for runs in shown.values()
         ]

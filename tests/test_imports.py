@@ -49,6 +49,27 @@ MAY_IMPORT = {
     "sparsity": {"model", *DATA, *RESULTS},
     "downstream": {"model"},
     "analyze": {"model", "sparsity", "downstream", "train", "configs.read", *DATA, *RESULTS},
+    # Public models.
+    "decoder": {"model", "data.files"},
+    "results.public": {
+        "results.claims",
+        "results.figures",
+        "results.report",
+        "results.runs",
+        "results.scores",
+        "data.files",
+    },
+    "stream_scores": {"analyze", "results.public", "results.scores", "data.files"},
+    "pretrained": {
+        "analyze",
+        "decoder",
+        "downstream",
+        "stream_scores",
+        "train",
+        "configs.read",
+        "results.public",
+        *DATA,
+    },
     # Scripts that time: they stand on everything, and nothing stands on them.
     "results.hot": {*DATA, *RESULTS},
     "results.scaling": {"train", "configs.read", *DATA, *RESULTS},
