@@ -688,12 +688,20 @@ def changes_figure(ends):
         axis.set_title(title, fontsize=TITLE_SIZE)
         axis.set(ylim=(len(ends) - 0.5, -0.5), yticks=rows)
         axis.set_yticklabels(
-            [f"{first[0].point} to {last[0].point}" for first, last in ends.values()]
+            [f"{name}: {from_to(first[0], last[0])}" for name, (first, last) in ends.items()]
         )
         logarithmic(axis, "x")
         axis.grid(axis="x", alpha=0.3)
     figure.supxlabel("times, from the first point to the last")
     return figure
+
+
+def from_to(first, last):
+    """Such as "n_layer 4 to 32", or "context-64 to context-4096"; the options that differ alone."""
+    changed = [name for name, value in first.options.items() if last.options.get(name) != value]
+    if not changed or first.config["sweep"]["point"]:
+        return f"{first.point} to {last.point}"
+    return ", ".join(f"{name} {first.options[name]} to {last.options[name]}" for name in changed)
 
 
 def values_of(metric, runs):

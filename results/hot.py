@@ -22,7 +22,7 @@ from results.claims import (
     points_along,
 )
 from results.figures import save_figure, verdicts_figure
-from results.report import sweep_of
+from results.report import labelled, sweep_of
 from results.runs import read_runs, rounded
 from results.verdicts import judge
 
@@ -75,7 +75,10 @@ def draw():
             name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in right.items()
         },
     }
-    save_figure(verdicts_figure(panels), HERE / "hot/verdicts.png")
+    save_figure(
+        verdicts_figure({name: labelled(of) for name, of in panels.items()}),
+        HERE / "hot/verdicts.png",
+    )
     say(HERE / "hot/verdicts.png")
 
 

@@ -312,12 +312,21 @@ def table_rule(n_columns):
     return "|---" * n_columns + "|"
 
 
+def labelled(of_sweep):
+    """{"moe (C7)": its Verdicts}, of {"moe": its Verdicts}."""
+    labels = {
+        name: ", ".join(dict.fromkeys(verdict.claim.name.rstrip("+") for verdict in verdicts))
+        for name, verdicts in of_sweep.items()
+    }
+    return {f"{name} ({labels[name]})": verdicts for name, verdicts in of_sweep.items()}
+
+
 def report_all(sweeps, folder):
     """changes.png, verdicts.png and claims.md, over several sweeps {name: Sweep}, into folder."""
     of_sweep = {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
     speaking = {name: verdicts for name, verdicts in of_sweep.items() if verdicts}
     if speaking:
-        save_figure(verdicts_figure({"": speaking}), folder / "verdicts.png")
+        save_figure(verdicts_figure({"": labelled(speaking)}), folder / "verdicts.png")
         ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
         save_figure(changes_figure(ends), folder / "changes.png")
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]

@@ -11,8 +11,23 @@ from pathlib import Path
 from statistics import mean
 
 from data.files import BadInput, read_json, read_text, write_text
-from results.claims import CLAIMS, EXPERIMENT, LOG_METRICS, families, judge_sweep, margin_of
-from results.report import enumerated, sweep_of, table_row, table_rule, to_its_digit
+from results.claims import (
+    CLAIMS,
+    EXPERIMENT,
+    LOG_METRICS,
+    METRICS,
+    families,
+    judge_sweep,
+    margin_of,
+)
+from results.report import (
+    enumerated,
+    sweep_of,
+    table_row,
+    table_rule,
+    to_its_digit,
+    with_interval,
+)
 from results.runs import read_runs
 from results.verdicts import LEVEL, judge
 
@@ -152,6 +167,25 @@ def scoring_table():
     return [*rows, table_row(f"all of our scores, in {memory}", everything, "", "")]
 
 
+EXPECTED = {"perplexity": "perplexity", "variance of h_L": "last-layer variance"}
+
+
+def expected_table():
+    """What a run of each published point comes to, over its seeds."""
+    rows = [table_row("config", "point", "seeds", *EXPECTED, "seconds to train", "on")]
+    rows.append(table_rule(len(EXPECTED) + 5))
+    for path in sorted(HERE.glob("*.json")):
+        if not read_text(path).startswith("["):  # no sweep
+            continue
+        for point, runs in points_of(path.stem).items():
+            numbers = [METRICS[metric] for metric in EXPECTED.values()]
+            columns = [*numbers, lambda run: run.summary["seconds"]]
+            cells = [with_interval([number(run) for run in runs]) for number in columns]
+            devices = enumerated(run.summary["device"] for run in runs)
+            rows.append(table_row(f"`{path.stem}`", point, str(len(runs)), *cells, devices))
+    return rows
+
+
 def files_table():
     """A row for each published sweep that lies here."""
     columns = ("file", "runs", "scored", "seeds", "sequences", "torch", "device", "minutes")
@@ -199,6 +233,7 @@ TABLES = {
     "scaling": scaling_table,
     "scoring": scoring_table,
     "files": files_table,
+    "expected": expected_table,
     "masks": masks_table,
 }
 

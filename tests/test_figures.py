@@ -333,7 +333,7 @@ def test_changes_are_factors_with_intervals_of_logarithms():
     ends = [math.log(8) - half, math.log(8) + half]
     assert np.log(bar.get_xdata()) == pytest.approx(ends, abs=1e-3)
     assert dot.get_xdata() == pytest.approx([8])
-    assert variance.get_yticklabels()[0].get_text() == "n_layer=4 to n_layer=16"
+    assert variance.get_yticklabels()[0].get_text() == "depth: n_layer 4 to 16"
     assert [len(axis.lines) for axis in figure.axes] == [3, 1, 3, 3, 1, 1]  # and a line at 1
     plt.close(figure)
 
