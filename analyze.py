@@ -513,7 +513,7 @@ def score_run(model, config, n_sequences, device):
     torch.set_float32_matmul_precision("high")
     # Hooks do not run in compiled blocks, so what needs them takes the model as it is.
     compiled = fast.with_compiled_blocks(model) if fast else model
-    opened = add_up(model, idx[:1])
+    predicted = variance_at_initialisation(model.config, idx.cpu())
     stream, stream_errors = score_stream(model, idx)
     losses, loss_errors = score_interventions(compiled, idx, targets)
     linear, linear_errors = score_linear_maps(compiled, idx, targets, *others)
@@ -526,7 +526,7 @@ def score_run(model, config, n_sequences, device):
         "jacobian": as_lists(jacobian),
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
-        "predicted_variance": variance_at_initialisation(model.config, idx.cpu(), opened),
+        "predicted_variance": predicted if add_up(model, idx[:1]) else None,
         "standard_errors": stream_errors | loss_errors | linear_errors,
     }
     return analysis | derived(analysis)
@@ -656,12 +656,10 @@ def training_scores(losses):
     return {"training_loss": float(losses.mean())}
 
 
-def variance_at_initialisation(config, idx, opened):
+def variance_at_initialisation(config, idx):
     """What log.jsonl should show at step 0, the mean over the sequences idx (N, T); None where
-    that ran longer sequences than these, or blocks are not those that the theory is of."""
-    if not opened or idx.shape[1] != config.block_size:
-        return None
-    return predict_variance(config, idx)
+    that ran longer sequences than these."""
+    return predict_variance(config, idx) if idx.shape[1] == config.block_size else None
 
 
 def as_lists(tensors):
