@@ -569,7 +569,7 @@ def score_run(model, config, n_sequences, device):
     torch.set_float32_matmul_precision("high")
     # Hooks do not run in compiled blocks, so what needs them takes the model as it is.
     compiled = fast.with_compiled_blocks(model) if fast else model
-    opened = add_up(model, idx[:1])
+    predicted = variance_at_initialisation(model.config, idx.cpu())
     stream, stream_pseudo = score_stream(model, idx)
     losses, loss_pseudo = score_interventions(compiled, idx, targets)
     linear, linear_pseudo = score_linear_maps(compiled, idx, targets, *others)
@@ -584,7 +584,7 @@ def score_run(model, config, n_sequences, device):
         "jacobian": as_lists(jacobian),
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
-        "predicted_variance": variance_at_initialisation(model.config, idx.cpu(), opened),
+        "predicted_variance": predicted if add_up(model, idx[:1]) else None,
         "standard_errors": standard_errors(pseudo),
         "per_sequence": kept_per_sequence(pseudo),
     }
@@ -733,12 +733,10 @@ def score_same_targets(model, config):
     return entry, pseudo
 
 
-def variance_at_initialisation(config, idx, opened):
+def variance_at_initialisation(config, idx):
     """What log.jsonl should show at step 0, the mean over the sequences idx (N, T); None where
-    that ran longer sequences than these, or blocks are not those that the theory is of."""
-    if not opened or idx.shape[1] != config.block_size:
-        return None
-    return predict_variance(config, idx)
+    that ran longer sequences than these."""
+    return predict_variance(config, idx) if idx.shape[1] == config.block_size else None
 
 
 def as_lists(tensors):
