@@ -664,6 +664,9 @@ def draw_matrix(axis, mean, matrix, top):
 # Several sweeps ----------------------------------------------------------------------------------
 
 
+HERO = [LINES["scale_free"][0], LINES["pruning"][0]]  # the curse at a glance: of the depth sweep
+
+
 CHANGES = {  # metric, judged by its logarithm: title
     "last-layer variance": "variance of h_L",
     "growth": "growth, var h_L / var h_1",

@@ -7,6 +7,7 @@ from configs.read import MEASURED_BY
 from data.files import BadInput, say, write_text
 from results.claims import (
     COMPANIONS,
+    EXPERIMENT,
     LOG_METRICS,
     METRICS,
     RESOLUTION,
@@ -18,6 +19,7 @@ from results.claims import (
     without_diverged_rates,
 )
 from results.figures import (
+    HERO,
     LINES,
     POINT_METRICS,
     changes_figure,
@@ -322,13 +324,15 @@ def labelled(of_sweep):
 
 
 def report_all(sweeps, folder):
-    """changes.png, verdicts.png and claims.md, over several sweeps {name: Sweep}, into folder."""
+    """Figures and claims.md, over several sweeps {name: Sweep}, into folder."""
     of_sweep = {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
     speaking = {name: verdicts for name, verdicts in of_sweep.items() if verdicts}
     if speaking:
         save_figure(verdicts_figure({"": labelled(speaking)}), folder / "verdicts.png")
         ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
         save_figure(changes_figure(ends), folder / "changes.png")
+    if depth := sweeps.get(EXPERIMENT["n_layer"]):
+        save_figure(line_figure(depth.points, HERO), folder / "hero.png")
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     lines = ["# All claims, by the rule in results/verdicts.py"]
     for family in families(judged):

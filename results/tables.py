@@ -7,6 +7,7 @@ holds, to the place of its interval.
 
 import math
 import re
+from functools import reduce
 from pathlib import Path
 from statistics import mean
 
@@ -16,6 +17,7 @@ from results.claims import (
     EXPERIMENT,
     LOG_METRICS,
     METRICS,
+    entry,
     families,
     judge_sweep,
     margin_of,
@@ -32,7 +34,10 @@ from results.runs import read_runs
 from results.verdicts import LEVEL, judge
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE / "speed.md")
+PAGES = (
+    HERE.parent / "README.md",
+    *(HERE / page for page in ("README.md", "speed.md", "theory.md", "pretrained/README.md")),
+)
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -167,6 +172,36 @@ def scoring_table():
     return [*rows, table_row(f"all of our scores, in {memory}", everything, "", "")]
 
 
+BESIDE = {  # score: (where a public model's file has it, what it is of a run of ours)
+    "var h_L / var h_1 (SmolLM2: without position 0)": (
+        ("growth_without_first", "growth"),
+        ("growth", "growth"),
+    ),
+    "its exponent over the middle half": (
+        ("growth_without_first", "exponent"),
+        ("growth", "exponent"),
+    ),
+    "update angle times L": (("updates", "angle_times_L"),) * 2,
+    "causal": (("causal",),) * 2,
+    "permutation": (("permutation",),) * 2,
+    "usefulness (10 %)": (("usefulness", "held_out"),) * 2,
+    "N_eff / L, a block made linear": (("linear_use", "n_eff_share"),) * 2,
+    "N_eff / L, a block removed": (("removal_use", "n_eff_share"),) * 2,
+    "geometric mean of u, a block removed": (("removal_use", "geometric_mean"),) * 2,
+}
+
+
+def public_table():
+    """SmolLM2's 30 blocks beside our 32 of the depth sweep."""
+    public = read_json(HERE / "pretrained/SmolLM2-135M-Instruct.json", dict)
+    ours = points_of("depth")["n_layer=32"]
+    rows = [table_row("score", "SmolLM2, 30 blocks", "ours, 32 blocks"), table_rule(3)]
+    for name, (theirs, our) in BESIDE.items():
+        value = reduce(lambda nested, key: nested[key], theirs, public)
+        rows.append(table_row(name, f"{value:.3g}", with_interval(list(map(entry(*our), ours)))))
+    return rows
+
+
 EXPECTED = {"perplexity": "perplexity", "variance of h_L": "last-layer variance"}
 
 
@@ -234,6 +269,7 @@ TABLES = {
     "scoring": scoring_table,
     "files": files_table,
     "expected": expected_table,
+    "public": public_table,
     "masks": masks_table,
 }
 

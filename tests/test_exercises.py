@@ -1,13 +1,18 @@
-"""README's exercises still work: each solution in tests/exercises/, run in a copy of the project,
+"""The exercises still work: each solution in tests/exercises/, run in a copy of the project,
 comes to what expected.toml says that three seeds came to."""
 
+import re
 import shutil
 import tomllib
 
 import pytest
 from exercises.measure import EXPECTED, HERE, NO_SOLUTIONS, as_toml, copy_project, outwards, solve
 
+from conftest import REPOSITORY
+
 RANGES = tomllib.loads(EXPECTED.read_text(encoding="utf-8"))
+EXERCISES = (REPOSITORY / "exercises.md").read_text(encoding="utf-8")
+RANGE = re.compile(r"(\d[\d.]*) to (\d[\d.]*\d|\d)")
 
 
 def is_near(number, low, high):
@@ -57,7 +62,7 @@ def project(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANGES)
-def test_an_exercise_comes_out_as_readme_says(name, project, tmp_path):
+def test_an_exercise_comes_out_as_is_said(name, project, tmp_path):
     copy = tmp_path / "copy"  # its own, as a solution may edit the code
     shutil.copytree(project, copy)
     (came_out,) = solve(name, copy, 0)
@@ -65,3 +70,10 @@ def test_an_exercise_comes_out_as_readme_says(name, project, tmp_path):
     assert came_out.keys() == RANGES[name].keys()
     for what, number in came_out.items():
         assert is_near(number, *RANGES[name][what]), f"{what}: {number}"
+
+
+def test_ranges_are_those_that_came_out():
+    known = {tuple(low_high) for numbers in RANGES.values() for low_high in numbers.values()}
+    found = {(float(low), float(high)) for low, high in RANGE.findall(EXERCISES)}
+    assert len(found) > 10
+    assert found <= known

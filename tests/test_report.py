@@ -196,7 +196,7 @@ def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_pa
         report, "save_figure", lambda figure, path: path.write_text("".join(figure))
     )
     report.report_all({"control": control, "one": ONE_RUN}, tmp_path)
-    assert (tmp_path / "verdicts.png").read_text(encoding="utf-8") == "control"
+    assert (tmp_path / "verdicts.png").read_text(encoding="utf-8") == "control (C1, C2, C3)"
     text = (tmp_path / "claims.md").read_text(encoding="utf-8")
     assert text.count("| control |") == 9 and "| one |" not in text
     assert text.endswith("\n\ncontrol: At n_layer=8 the rate 0.003 diverged and was left out.\n")
