@@ -17,12 +17,14 @@ perplexity, speaks for it; a rate at which any of its runs diverged is left out 
 
 import math
 from dataclasses import fields
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from configs.read import MEASURED_BY, WHERE_NOT_WHAT
 from model import NORM_EPS, GPTConfig, mask_density
+from results.scores import paired_error
 from results.verdicts import holm, judge, slope_weights
 
 SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
@@ -155,10 +157,10 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
 
 
 def with_error(*keys):
-    return entry(*keys), entry("standard_errors", *keys)
+    return entry(*keys), entry("standard_errors", *keys), entry("per_sequence", *keys)
 
 
-RESOLUTION = {  # scores with a sampling error: functions of a run to the score and to its error
+RESOLUTION = {  # functions of a run to the score, its error, and what each sequence says of it
     "loss": with_error("loss"),
     "causal": with_error("causal"),
     "permutation": with_error("permutation"),
@@ -180,20 +182,51 @@ RESOLUTION = {  # scores with a sampling error: functions of a run to the score 
 }
 
 
-def resolution(points, value, error):
-    """Of a score: its error over sequences (root mean square over runs), its standard deviation
-    over seeds (pooled over points) and that of the points' means; nan where there are too few.
-    None where an older run, or one of too few blocks, lacks it."""
+class Resolution(NamedTuple):
+    """Standard deviations of a score; nan where there are too few, or older, runs."""
+
+    over_sequences: float  # root mean square over runs
+    of_differences: float  # the same, of two neighbouring points' runs, what they share cancelled
+    over_seeds: float  # pooled over points
+    over_points: float  # of the points' means
+
+
+def resolution(points, value, error, of_sequences):
+    """The Resolution of a score over {point: runs}; None where a run lacks it."""
     table = [[value(run) for run in runs] for runs in points.values()]
     errors = [error(run) for runs in points.values() for run in runs]
     if None in errors:
         return None
     n_free = len(errors) - len(table)
     squares = sum(np.var(row) * len(row) for row in table)
-    over_seeds = math.sqrt(squares / n_free) if n_free else math.nan
     means = [np.mean(row) for row in table]
-    over_points = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
-    return math.sqrt(np.mean(np.square(errors))), over_seeds, over_points
+    return Resolution(
+        over_sequences=root_mean_square(errors),
+        of_differences=root_mean_square(paired_errors(points, of_sequences)),
+        over_seeds=math.sqrt(squares / n_free) if n_free else math.nan,
+        over_points=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
+    )
+
+
+def root_mean_square(numbers):
+    return math.sqrt(np.mean(np.square(numbers))) if numbers else math.nan
+
+
+def paired_errors(points, of_sequences):
+    """Of each two neighbouring points' first runs, where they were scored on the same sequences."""
+    firsts = [runs[0] for runs in points.values()]
+    return [
+        paired_error(of_sequences(one), of_sequences(other))
+        for one, other in pairwise(firsts)
+        if None not in (of_sequences(one), of_sequences(other)) and scored_alike(one, other)
+    ]
+
+
+def scored_alike(one, other):
+    """On the same held-out sequences?"""
+    return one.config["data_sha256"] == other.config["data_sha256"] and all(
+        one.analysis[name] == other.analysis[name] for name in ("sequences", "length")
+    )
 
 
 EPS_SHARE = 0.01  # of a variance: with more, the norms' eps is no longer negligible

@@ -233,11 +233,13 @@ def resolution_table(points):
     ]
     if not lines:
         return []
-    heading = table_row("standard deviation of", "over sequences", "over seeds", "over points")
+    columns = ("over sequences", "of differences over sequences", "over seeds", "over points")
+    heading = table_row("standard deviation of", *columns)
     shared = (
-        "Runs are scored on the same sequences, whose error they share: contrasts have less of it."
+        "Runs are scored on the same sequences, whose error they share: differences of runs have "
+        "less of it."
     )
-    return ["What each score resolves:", "", heading, table_rule(4), *lines, "", shared, ""]
+    return ["What each score resolves:", "", heading, table_rule(5), *lines, "", shared, ""]
 
 
 def without_nan(number):

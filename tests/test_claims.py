@@ -327,9 +327,10 @@ def scored(*pairs):
 
 def test_resolution_by_hand():
     points = {"a": scored((1.0, 0.3), (3.0, 0.4)), "b": scored((6.0, 0.0), (6.0, 0.5))}
-    over_sequences, over_seeds, over_points = claims.resolution(
+    over_sequences, of_differences, over_seeds, over_points = claims.resolution(
         points, *claims.with_error("causal")
     )
+    assert math.isnan(of_differences)  # nothing is known of the sequences
     assert over_sequences == pytest.approx(math.sqrt((0.09 + 0.16 + 0.25) / 4))
     assert over_seeds == pytest.approx(1)  # squares 1, 1, 0, 0 of two degrees of freedom
     assert over_points == pytest.approx(4 / math.sqrt(2))
@@ -338,6 +339,19 @@ def test_resolution_by_hand():
 def test_resolution_of_too_few():
     functions = claims.with_error("causal")
     numbers = claims.resolution({"a": scored((1.0, 0.3))}, *functions)
-    assert [math.isnan(number) for number in numbers] == [False, True, True]
+    assert [math.isnan(number) for number in numbers] == [False, True, True, True]
     older = [Run("", {}, {}, [], {"causal": 1.0})]
     assert claims.resolution({"a": scored((1.0, 0.3)), "b": older}, *functions) is None
+
+
+def scored_by_sequence(values, length=16):
+    analysis = {"causal": 1.0, "standard_errors": {"causal": 0.3}, "sequences": 2, "length": length}
+    return [Run("", {"data_sha256": "x"}, {}, [], {**analysis, "per_sequence": {"causal": values}})]
+
+
+def test_what_sequences_share_cancels_in_differences():
+    """Differences 1 and 3: a standard deviation of sqrt(2), over sqrt(2) sequences."""
+    points = {"a": scored_by_sequence([5.0, 9.0]), "b": scored_by_sequence([4.0, 6.0])}
+    assert claims.resolution(points, *claims.with_error("causal")).of_differences == 1
+    points["b"] = scored_by_sequence([4.0, 6.0], length=8)
+    assert math.isnan(claims.resolution(points, *claims.with_error("causal")).of_differences)

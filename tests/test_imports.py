@@ -28,7 +28,13 @@ MAY_IMPORT = {
     "results.scores": set(),
     "results.runs": {"model", "configs.read", "data.files", "results.scores"},
     "results.verdicts": set(),
-    "results.claims": {"model", "configs.read", "results.runs", "results.verdicts"},
+    "results.claims": {
+        "model",
+        "configs.read",
+        "results.runs",
+        "results.scores",
+        "results.verdicts",
+    },
     "results.figures": {"results.claims", "results.runs", "results.verdicts", "data.files"},
     "results.report": {
         "configs.read",
