@@ -277,7 +277,11 @@ def twin_of(folder, identity, among):
 
     for path in sorted(among.glob("*/*/summary.json")):
         twin = path.parent
-        if twin != folder and what(read_json(twin / "config.json", dict)) == what(identity):
+        try:
+            is_same = what(read_json(twin / "config.json", dict)) == what(identity)
+        except BadInput:  # a damaged folder of another sweep is no concern of this one
+            continue
+        if is_same and twin != folder:
             return twin
     return None
 

@@ -351,6 +351,9 @@ def test_a_run_that_another_sweep_has_is_copied(trained, project, monkeypatch, c
     """It is described as a point of its new sweep; a run of other options is trained."""
     _, old = trained
     (old / "analysis.json").write_text("{}", encoding="utf-8")
+    damaged = run_folder(project, config="another")
+    damaged.mkdir(parents=True)
+    (damaged / "summary.json").write_text("{", encoding="utf-8")
     other = write_config(project, "n_layer = 2\n[sweep]\nseed = [0, 1]\n", name="seeds.toml")
     trained_now, run_steps = [], train.run_steps
     monkeypatch.setattr(train, "run_steps", lambda *a: trained_now.append(a[5]) or run_steps(*a))
