@@ -11,7 +11,7 @@ the PNG.
 import math
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import matplotlib.pyplot as plt
@@ -664,7 +664,10 @@ def draw_matrix(axis, mean, matrix, top):
 # Several sweeps ----------------------------------------------------------------------------------
 
 
-HERO = [LINES["scale_free"][0], LINES["pruning"][0]]  # the curse at a glance: of the depth sweep
+HERO = [  # the curse at a glance: of the depth sweep
+    replace(LINES["scale_free"][0], title="growth of the variance along the blocks"),
+    LINES["pruning"][0],
+]
 
 
 CHANGES = {  # metric, judged by its logarithm: title
@@ -769,7 +772,8 @@ def verdicts_figure(panels):
         Patch(facecolor=colour, edgecolor="black", label=verdict)
         for verdict, colour in VERDICT_COLOURS.items()
     ]
-    figure.legend(handles=patches, ncols=len(patches), **LEGEND_BELOW)
+    title = "effect of a step, and verdict before Holm's correction"
+    figure.legend(handles=patches, ncols=len(patches), title=title, **LEGEND_BELOW)
     return figure
 
 

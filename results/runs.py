@@ -279,7 +279,7 @@ def twin_of(folder, identity, among):
         twin = path.parent
         try:
             is_same = what(read_json(twin / "config.json", dict)) == what(identity)
-        except BadInput:  # a damaged folder of another sweep is no concern of this one
+        except (BadInput, OSError):  # a damaged folder of another sweep is no concern of this one
             continue
         if is_same and twin != folder:
             return twin

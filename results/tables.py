@@ -11,6 +11,7 @@ from functools import reduce
 from pathlib import Path
 from statistics import mean
 
+from configs.read import load_points
 from data.files import BadInput, read_json, read_text, write_text
 from results.claims import (
     CLAIMS,
@@ -51,21 +52,23 @@ def points_of(name):
 
 def claims_table():
     """The ten primary claims, with Holm's correction, and the twin of those on variance."""
-    judged = judged_by(*EXPERIMENT.values())
-    primary, secondary, _ = families(judged)
+    of_primary, of_secondary, _ = families(judged_by(*EXPERIMENT.values()))
     there = {
         verdict.claim: (verdict, adjusted)
-        for family in (primary, secondary)
+        for family in (of_primary, of_secondary)
         for (_, verdict), adjusted in zip(family.verdicts, family.adjusted, strict=True)
     }
     columns = ("claim", "predicted", "measured", "verdict", "growth, free of scale", "verdict")
     rows = [table_row(*columns), table_rule(len(columns))]
-    for claim in CLAIMS:
-        if claim.primary:
+    primary = [claim for claim in CLAIMS if claim.primary]
+    for claim in primary:
+        if claim in there:
             twin = claim._replace(metric="growth", primary=False)
             twins = [other for other in CLAIMS if same_question(other, twin)]
-            cells = [cell for of in (claim, *twins) for cell in two_cells(there.get(of))]
+            cells = [cell for of in (claim, *twins) for cell in two_cells(there[of])]
             rows.append(table_row(claim.name, claim.says, *cells, *[""] * (4 - len(cells))))
+    if missing := [claim.name for claim in primary if claim not in there]:
+        rows.append(table_row(", ".join(missing), "not run yet", *[""] * 4))
     return rows
 
 
@@ -75,8 +78,6 @@ def same_question(one, other):
 
 def two_cells(measured):
     """What was measured, and the verdict after the correction."""
-    if measured is None:
-        return "", "not run yet"
     verdict, adjusted = measured
     holds = adjusted < 1 - LEVEL
     return change_text(verdict), f"**{verdict.verdict}**" if holds else "undecided"
@@ -260,8 +261,10 @@ def facts(path):
     runs = read_runs(path)
     scored = [run for run in runs if run.analysis is not None]
     minutes = sum(run.summary["seconds"] for run in runs) / 60
+    config = HERE.parent / "configs" / f"{path.stem}.toml"
+    n_points = len(load_points(config, {"vocab_size": [runs[0].config["vocab_size"]]}))
     return (
-        str(len(runs)),
+        f"{len(runs)} of {n_points}",
         str(len(scored)),
         enumerated(run.seed for run in runs),
         enumerated(run.analysis["sequences"] for run in scored),

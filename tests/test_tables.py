@@ -62,7 +62,7 @@ def test_every_sweep_has_a_row_with_its_runs():
         published = json.loads(read(path))
         if isinstance(published, list):
             n_runs, n_scored, *_ = files.pop(f"`{path.relative_to(HERE).as_posix()}`")
-            assert int(n_runs) == len(published)
+            assert int(n_runs.partition(" of ")[0]) == len(published)
             assert int(n_scored) == sum(run["analysis"] is not None for run in published)
     assert not files
 
@@ -122,10 +122,11 @@ def test_changes_are_factors_of_what_is_judged_by_its_logarithm(metric, effect, 
     assert change_text(Verdict(claim, "", effect, half, 0.01, (3, 3))) == text
 
 
-def test_the_table_of_claims_has_a_row_for_each_of_ten():
-    rows = claims_table()[2:]
-    assert [row.split(" | ")[0] for row in rows] == [f"| C{i}" for i in range(1, 11)]
-    assert {row.count("|") for row in rows} == {7}
+def test_the_table_of_claims_has_all_ten():
+    """Those that no sweep speaks to yet stand together in the last row."""
+    rows = [row.strip("| ").split(" | ")[0] for row in claims_table()[2:]]
+    assert sorted(", ".join(rows).split(", ")) == sorted(f"C{i}" for i in range(1, 11))
+    assert {row.count("|") for row in claims_table()} == {7}
 
 
 def test_the_theory_agrees_as_well_as_is_said():
