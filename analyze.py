@@ -103,7 +103,7 @@ from train import (
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
-SEQUENCES = 48  # to score on, as published
+SEQUENCES = 48  # to score on, as in results/
 CPU_SEQUENCES = 16
 # The files whose change makes scores others.
 SCORED_BY = [
@@ -819,9 +819,8 @@ def work_on(folder, n_sequences=None, tasks=None, old_code=False, again=False):
     source, tasks, analysis = source_of_scores(folder), tasks or {}, read_analysis(folder) or {}
     was = analysis.get("scored_from", {})
     there = {part: scored for part, scored in was.items() if scored.startswith(source)}
-    wanted = {"scores": f"{source}, {n_sequences or default_sequences()} sequences"}
-    if n_sequences is None and not again:
-        wanted["scores"] = there.get("scores", wanted["scores"])
+    n_sequences = n_sequences or analysis.get("sequences") or default_sequences()
+    wanted = {"scores": f"{source}, {n_sequences} sequences"}
     wanted |= {task: f"{source}, {sha256_of([path])}" for task, path in tasks.items()}
     to_do = [part for part in wanted if again or there.get(part) != wanted[part]]
     say_what_goes(folder, analysis, {**there, **wanted})
@@ -829,7 +828,7 @@ def work_on(folder, n_sequences=None, tasks=None, old_code=False, again=False):
         return None
     kept = {part: analysis[part] for part in there if part in TASKS and part in analysis}
     return Work(
-        n_sequences=n_sequences or default_sequences() if "scores" in to_do else None,
+        n_sequences=n_sequences if "scores" in to_do else None,
         tasks={task: path for task, path in tasks.items() if task in to_do},
         kept=kept if "scores" in to_do else analysis,
         scored_from={**there, **wanted},
@@ -929,7 +928,7 @@ def analyse_sweep(path, arguments):
     score_sweep(path, arguments)
     runs = read_runs(path)
     target = path.with_name(name_of(path))
-    if arguments.publish and runs:
+    if arguments.publish and any(run.analysis for run in runs):
         target = arguments.publish / name_of(path)
         published = target.with_name(f"{target.name}.json")
         publish_runs(runs, published)
@@ -968,7 +967,7 @@ def name_of(path):
 
 
 def default_sequences():
-    """As many as published on a GPU, fewer where they would take long."""
+    """As many as in results/ on a GPU, fewer where they would take long."""
     on_cuda = choose_hardware(TrainConfig()).device.type == "cuda"
     return SEQUENCES if on_cuda else CPU_SEQUENCES
 
@@ -1064,7 +1063,7 @@ def main(argv=None):
     add("sweeps", nargs="+", type=Path, help=sweeps_help)
     sequences_help = (
         f"held-out sequences to score on (default: as many as before; at first {SEQUENCES}, as "
-        f"published, or {CPU_SEQUENCES} without a CUDA GPU)"
+        f"in results/, or {CPU_SEQUENCES} without a CUDA GPU)"
     )
     add("--sequences", type=at_least_1, help=sequences_help)
     add("--task", type=Path, help='a JSONL of {"context", "choices", "answer"}')

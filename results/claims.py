@@ -25,7 +25,7 @@ import numpy as np
 from configs.read import MEASURED_BY, WHERE_NOT_WHAT
 from model import NORM_EPS, GPTConfig, mask_density
 from results.scores import paired_error
-from results.verdicts import holm, judge, slope_weights
+from results.verdicts import SPREADS_DIFFER, holm, judge, slope_weights
 
 SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
 
@@ -470,6 +470,7 @@ class Verdict(NamedTuple):
     effect: float
     half: float  # half-width of its interval
     p: float
+    p_apart: float  # the same with each point's own spread, never pooled; 1 where it says otherwise
     n_seeds: tuple  # the fewest and the most that a point has
 
 
@@ -482,10 +483,7 @@ def judge_sweep(points, diverged=()):
         if not ordered:
             continue
         table = [[CLAIM_METRICS[claim.metric](run) for run in runs] for runs in ordered]
-        in_logs, margin = claim.metric in LOG_METRICS, margin_of(claim.metric)
-        judged = judge(table, claim.shape, log=in_logs, margin=margin)
-        n_seeds = min(map(len, ordered)), max(map(len, ordered))
-        verdicts.append(Verdict(claim, *judged, n_seeds))
+        verdicts.append(verdict_on(claim, table))
     return verdicts
 
 
@@ -498,10 +496,19 @@ def ends_along(points, diverged=()):
     return None
 
 
+def verdict_on(claim, table):
+    """The Verdict on a table of its metric: a list for each point, a number for each seed."""
+    options = {"log": claim.metric in LOG_METRICS, "margin": margin_of(claim.metric)}
+    judged, apart = (judge(table, claim.shape, **options, differ=n) for n in (SPREADS_DIFFER, 1))
+    p_apart = apart.p if apart.verdict in (judged.verdict, "undecided") else 1.0
+    return Verdict(claim, *judged, p_apart, (min(map(len, table)), max(map(len, table))))
+
+
 class Family(NamedTuple):
     title: str
     verdicts: list  # of (experiment, Verdict), in the order of CLAIMS
     adjusted: list  # p of each, by Holm's correction within the family
+    adjusted_apart: list  # the same of p_apart
 
 
 def families(judged):
@@ -517,6 +524,10 @@ def families(judged):
     n_primary = sum(claim.primary for claim in CLAIMS)
     sizes = {"Primary": n_primary, "Secondary": len(CLAIMS) - n_primary}
     return [
-        Family(title, part, holm([v.p for _, v in part], sizes.get(title, len(part))))
+        Family(title, part, *(holm(ps, sizes.get(title, len(part))) for ps in p_values(part)))
         for title, part in parts.items()
     ]
+
+
+def p_values(part):
+    return [verdict.p for _, verdict in part], [verdict.p_apart for _, verdict in part]

@@ -716,7 +716,7 @@ def values_of(metric, runs):
 
 def draw_change(axis, row, first, last):
     """A dot with its interval, hollow where the interval holds 1. Nothing where a run lacks it."""
-    if None in (*first, *last):
+    if any(not value or value <= 0 for value in (*first, *last)):
         return
     change = difference([np.log(first), np.log(last)], -1, 0)
     middle, half = change.effect, change.half()
@@ -738,6 +738,8 @@ VERDICT_COLUMNS = {  # metric: heading
     "last-layer variance": "variance\nof h_L",
     "growth": "growth",
     "exponent": "exponent",
+    "growth at initialisation": "growth, at\ninitialisation",
+    "Jacobian deviation": "Jacobian\ndeviation",
     "perplexity": "perplexity",
     "causal": "causal",
     "permutation": "permu-\ntation",

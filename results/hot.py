@@ -10,21 +10,18 @@ The first sweeps (width 128, rate 3e-3, 20 M tokens; three seeds) are kept as wh
 import argparse
 from pathlib import Path
 
-from data.files import Number, or_one_sentence, read_json, say, write_json
+from data.files import BadInput, Number, or_one_sentence, read_json, say, write_json
 from results.claims import (
     CLAIM_METRICS,
     CLAIMS,
     EXPERIMENT,
-    LOG_METRICS,
-    Verdict,
     judge_sweep,
-    margin_of,
     points_along,
+    verdict_on,
 )
 from results.figures import save_figure, verdicts_figure
 from results.report import labelled, sweep_of
 from results.runs import read_runs, rounded
-from results.verdicts import judge
 
 HERE = Path(__file__).parent
 ROW = {"claim": str, "metric": str, "values": [[(Number(), type(None))]]}
@@ -57,10 +54,7 @@ def judged(rows):
     verdicts = []
     for claim in CLAIMS:
         if values := values_of.get((claim.name, claim.metric)):
-            in_logs, margin = claim.metric in LOG_METRICS, margin_of(claim.metric)
-            n_seeds = min(map(len, values)), max(map(len, values))
-            result = judge(values, claim.shape, log=in_logs, margin=margin)
-            verdicts.append(Verdict(claim, *result, n_seeds))
+            verdicts.append(verdict_on(claim, values))
     return verdicts
 
 
@@ -68,6 +62,8 @@ def draw():
     """The same experiments, hot and in the right regime, one panel below the other."""
     hot = read_json(HERE / "hot/hot.json", dict.fromkeys(EXPERIMENT.values(), [ROW]))
     there = [name for name in hot if (HERE / f"{name}.json").exists()]
+    if not there:
+        raise BadInput(f"{HERE} has none of {', '.join(hot)}: publish one there, with analyze.py")
     right = {name: sweep_of(read_runs(HERE / f"{name}.json")) for name in there}
     panels = {
         "width 128, rate 3e-3, 20 M tokens": {name: judged(hot[name]) for name in there},

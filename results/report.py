@@ -131,10 +131,23 @@ def sentences(sweep):
     others = [run.name for run in runs if by_other_code(run)]
     if others:
         said.append(f"Scored by other code than that which trained them: {', '.join(others)}.")
-    said += about_closed_blocks(sweep)
+    said += about_fewer_sequences(runs) + about_closed_blocks(sweep)
     if sweep.absent:
         said.append(f"Left out: {', '.join(left_out(sweep.absent))}.")
     return said + about_rates(sweep)
+
+
+def about_fewer_sequences(runs):
+    """The Jacobian, and swaps and greedy removal in deep models, are taken on fewer sequences."""
+    of = [run.analysis["sequences_of"] for run in runs if "sequences_of" in run.analysis]
+    if not of:
+        return []
+    jacobian, swap, greedy = (
+        enumerated(each[score] for each in of) for score in ("jacobian", "swap", "greedy_order")
+    )
+    return [
+        f"Of these the Jacobian is on {jacobian}, a swap on {swap}, greedy's order on {greedy}."
+    ]
 
 
 def counted(n, noun):
@@ -143,8 +156,8 @@ def counted(n, noun):
 
 
 def enumerated(values):
-    """Such as "8", "8 and 16" or "8, 16 and 32": each value once, in order."""
-    *others, last = map(str, sorted(set(values)))
+    """Such as "8", "8 and 16" or "8, 16 and 32": each value once, in order; a dash for none."""
+    *others, last = map(str, sorted(set(values)) or "–")
     return f"{', '.join(others)} and {last}" if others else last
 
 
@@ -277,15 +290,21 @@ def claims_table(verdicts):
 
 
 def family_table(family):
-    """Lines of a Markdown table: verdicts with and without Holm's correction within the family."""
+    """Lines of a Markdown table: verdicts with and without Holm's correction within the family, and
+    p with each point's own spread."""
     columns = ("claim", "experiment", "predicted", "measured effect", "p", "verdict")
-    lines = [table_row(*columns, "p by Holm", "verdict by Holm"), table_rule(8)]
-    for (name, verdict), adjusted in zip(family.verdicts, family.adjusted, strict=True):
-        holds = adjusted < 1 - LEVEL
+    columns += ("p by Holm", "verdict by Holm", "p by Holm, spreads not pooled")
+    lines = [table_row(*columns), table_rule(len(columns))]
+    rows = zip(family.verdicts, family.adjusted, family.adjusted_apart, strict=True)
+    for (name, verdict), adjusted, apart in rows:
         cells = (verdict.claim.name, name, verdict.claim.says, effect_text(verdict))
-        verdicts = (verdict.verdict, p_text(adjusted), verdict.verdict if holds else "undecided")
+        verdicts = (verdict.verdict, p_text(adjusted), corrected(verdict, adjusted), p_text(apart))
         lines.append(table_row(*cells, p_text(verdict.p), *verdicts))
     return lines
+
+
+def corrected(verdict, adjusted):
+    return verdict.verdict if adjusted < 1 - LEVEL else "undecided"
 
 
 def p_text(p):
@@ -336,7 +355,7 @@ def report_all(sweeps, folder):
     if depth := sweeps.get(EXPERIMENT["n_layer"]):
         save_figure(line_figure(depth.points, HERO), folder / "hero.png")
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
-    lines = ["# All claims, by the rule in results/verdicts.py"]
+    lines = [f"# Claims of {', '.join(sweeps)}, by the rule in results/verdicts.py"]
     for family in families(judged):
         lines += ["", f"## {family.title}", "", *family_table(family)]
     for name, sweep in sweeps.items():

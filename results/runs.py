@@ -273,15 +273,18 @@ def twin_of(folder, identity, among):
     None."""
 
     def what(options):
-        return {name: v for name, v in options.items() if name not in (*WHERE_NOT_WHAT, "sweep")}
+        elsewhere = ("out_dir", "checkpoint_interval", "sweep")
+        return {name: value for name, value in options.items() if name not in elsewhere}
 
     for path in sorted(among.glob("*/*/summary.json")):
         twin = path.parent
         try:
             is_same = what(read_json(twin / "config.json", dict)) == what(identity)
+            run = read_run(twin) if is_same and twin != folder else None
         except (BadInput, OSError):  # a damaged folder of another sweep is no concern of this one
             continue
-        if is_same and twin != folder:
+        # One with neither weights nor scores could never be scored.
+        if run and (run.analysis or run.summary["diverged"] or (twin / "ckpt.pt").exists()):
             return twin
     return None
 

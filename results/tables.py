@@ -24,6 +24,7 @@ from results.claims import (
     margin_of,
 )
 from results.report import (
+    corrected,
     enumerated,
     sweep_of,
     table_row,
@@ -43,7 +44,7 @@ MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def points_of(name):
-    """{point: its runs} of a published file, such as "wide/depth"."""
+    """{point: its runs} of a published file, such as "depth"."""
     return sweep_of(read_runs(HERE / f"{name}.json")).points
 
 
@@ -54,9 +55,11 @@ def claims_table():
     """The ten primary claims, with Holm's correction, and the twin of those on variance."""
     of_primary, of_secondary, _ = families(judged_by(*EXPERIMENT.values()))
     there = {
-        verdict.claim: (verdict, adjusted)
+        verdict.claim: (verdict, adjusted, apart)
         for family in (of_primary, of_secondary)
-        for (_, verdict), adjusted in zip(family.verdicts, family.adjusted, strict=True)
+        for (_, verdict), adjusted, apart in zip(
+            family.verdicts, family.adjusted, family.adjusted_apart, strict=True
+        )
     }
     columns = ("claim", "predicted", "measured", "verdict", "growth, free of scale", "verdict")
     rows = [table_row(*columns), table_rule(len(columns))]
@@ -77,10 +80,13 @@ def same_question(one, other):
 
 
 def two_cells(measured):
-    """What was measured, and the verdict after the correction."""
-    verdict, adjusted = measured
-    holds = adjusted < 1 - LEVEL
-    return change_text(verdict), f"**{verdict.verdict}**" if holds else "undecided"
+    """What was measured, and the verdict after the correction; † where it does not hold with each
+    point's own spread."""
+    verdict, adjusted, apart = measured
+    said = corrected(verdict, adjusted)
+    if said == "undecided":
+        return change_text(verdict), said
+    return change_text(verdict), f"**{said}**" if apart < 1 - LEVEL else f"{said} †"
 
 
 def change_text(verdict):
@@ -97,8 +103,13 @@ def change_text(verdict):
 
 def judged_by(*names):
     """[(name, Verdict)] of the published sweeps of these names that are there."""
-    sweeps = {name: points_of(name) for name in names if (HERE / f"{name}.json").exists()}
-    return [(name, verdict) for name, points in sweeps.items() for verdict in judge_sweep(points)]
+    there = [name for name in names if (HERE / f"{name}.json").exists()]
+    sweeps = {name: sweep_of(read_runs(HERE / f"{name}.json")) for name in there}
+    return [
+        (name, verdict)
+        for name, sweep in sweeps.items()
+        for verdict in judge_sweep(sweep.points, sweep.diverged)
+    ]
 
 
 BENCHED = {  # point of configs/bench.toml: what it is

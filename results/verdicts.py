@@ -15,14 +15,21 @@ point's own (Welch). What a claim predicts is a shape, and a shape is a list of 
   highest inside      inner points, any of which may be the best. Opposed when an end beats every
                       inner point so, its p doubled, as there are two
 
-There are four verdicts. `no effect`: the interval lies within a margin that stands in
-results/claims.py. Otherwise `supported` or `opposed`: p < 0.05, two-sided. Otherwise, and wherever
-seeds do not differ at all, as those of a score of few steps may, or where some point has no such
-number: `undecided`.
+There are four verdicts. `no effect`, of what rises or falls: the intervals of the slope and of each
+step between neighbouring points lie within a margin that stands in results/claims.py. Otherwise
+`supported` or `opposed`: p < 0.05, two-sided; p decides, and the interval that is shown is of the
+test for the claim. Otherwise, and wherever seeds do not differ at all, as those of a score of few
+steps may, or where some point has no such number: `undecided`.
+
+The rule was fixed before a run of any experiment was looked at, but for what a reader found after
+that, all of which takes verdicts away: that each step must be within the margin, and that no other
+shape says `no effect`. The same reader found that pooling spreads of up to tenfold calls noise an
+effect several times as often as it should; so every p stands beside that of each point's own
+spread.
 """
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +43,7 @@ SPREADS_DIFFER = 10  # largest standard deviation of a point over the smallest t
 # Student's t -------------------------------------------------------------------------------------
 
 
-@lru_cache
+@lru_cache(maxsize=8)
 def mass_of_angles(df):
     """With t = sqrt(df) tan(angle), the density of the angle is proportional to
     cos(angle)^(df - 1). Returns angles from 0 to pi / 2, and the share of |t| below each."""
@@ -90,16 +97,17 @@ class Contrast(NamedTuple):
         return self._replace(effect=-self.effect)
 
 
-def contrast(points, weights):
+def contrast(points, weights, differ=SPREADS_DIFFER):
     """The Contrast sum_i weights[i] * mean of points[i], with weights that sum to zero or do not;
-    its error from all points, also those of weight zero."""
+    its error from all points, also those of weight zero, but where spreads differ more than
+    `differ` times: then each point has its own."""
     weights, n_seeds = np.asarray(weights, dtype=float), np.array([len(p) for p in points])
     effect = float(weights @ [np.mean(point) for point in points])
     squares = np.array([np.var(point) * len(point) for point in points])
     if n_seeds.max() < 2:
         return Contrast(effect, math.inf, 1.0)
     shares = weights**2 / n_seeds
-    if not spreads_differ(squares, n_seeds):
+    if not spreads_differ(squares, n_seeds, differ):
         df = (n_seeds - 1).sum()
         return Contrast(effect, math.sqrt(shares.sum() * squares.sum() / df), float(df))
     if np.any((n_seeds < 2) & (weights != 0)):
@@ -113,11 +121,11 @@ def contrast(points, weights):
     return Contrast(effect, math.sqrt(parts.sum()), max(1.0, float(df)))
 
 
-def spreads_differ(squares, n_seeds):
-    """More than tenfold, among the points of several seeds that differ at all?"""
+def spreads_differ(squares, n_seeds, differ):
+    """More than so many times, among the points of several seeds that differ at all?"""
     spread = np.sqrt(squares / np.maximum(1, n_seeds - 1))
     spread = spread[spread > 0]
-    return len(spread) > 1 and spread.max() > SPREADS_DIFFER * spread.min()
+    return len(spread) > 1 and spread.max() > differ * spread.min()
 
 
 def slope_weights(n_points):
@@ -126,12 +134,12 @@ def slope_weights(n_points):
     return rank / (rank @ rank)
 
 
-def difference(points, i, j):
+def difference(points, i, j, differ=SPREADS_DIFFER):
     """The Contrast: mean of points[i] less that of points[j]."""
     weights = np.zeros(len(points))
     weights[i] += 1
     weights[j] -= 1
-    return contrast(points, weights)
+    return contrast(points, weights, differ)
 
 
 # Shapes ------------------------------------------------------------------------------------------
@@ -140,39 +148,41 @@ def difference(points, i, j):
 # hold for the claim to be supported, and those of which one must hold for it to be opposed.
 
 
-def rising(points):
-    slope = contrast(points, slope_weights(len(points)))
+def rising(points, differ):
+    slope = contrast(points, slope_weights(len(points)), differ)
     return [[slope]], [[slope.turned()]]
 
 
-def falling(points):
-    supporting, opposing = rising(points)
+def falling(points, differ):
+    supporting, opposing = rising(points, differ)
     return opposing, supporting
 
 
-def negative(points):
+def negative(points, differ):
     weights = np.zeros(len(points))
     weights[-1] = -1
-    below = contrast(points, weights)
+    below = contrast(points, weights, differ)
     return [[below]], [[below.turned()]]
 
 
-def no_worse(points):
-    change = difference(points, -1, 0)
+def no_worse(points, differ):
+    change = difference(points, -1, 0, differ)
     spare = change._replace(effect=NO_WORSE - change.effect)
     return [[spare]], [[spare.turned()]]
 
 
-def last_highest(points):
-    gains = [difference(points, -1, i) for i in range(min(2, len(points) - 1))]
+def last_highest(points, differ):
+    gains = [difference(points, -1, i, differ) for i in range(min(2, len(points) - 1))]
     return [gains] if gains else [], [[gain.turned()] for gain in gains]
 
 
-def highest_inside(points):
+def highest_inside(points, differ):
     n, ends = len(points), (0, len(points) - 1)
     inner = range(1, n - 1)
-    supporting = [[difference(points, i, end) for end in ends] for i in inner]
-    opposing = [[difference(points, end, i) for i in inner] for end in ends] if n > 2 else []
+    supporting = [[difference(points, i, end, differ) for end in ends] for i in inner]
+    opposing = (
+        [[difference(points, end, i, differ) for i in inner] for end in ends] if n > 2 else []
+    )
     return supporting, opposing
 
 
@@ -212,29 +222,44 @@ def best(tests):
     return chosen, min(1.0, len(tests) * chosen.p())
 
 
-def judge(points, shape, log=False, margin=0.0):
+def judge(points, shape, log=False, margin=0.0, differ=SPREADS_DIFFER):
     """The rule. points: lists of the metric, one number a seed (None where it was not measured),
     in the order of the swept option; log: contrasts are of its logarithm; margin: a smaller effect
-    is none, 0 for no such verdict. Returns Judged."""
+    is none, 0 for no such verdict; differ: how many times spreads may differ and be pooled. Returns
+    Judged."""
     points = [np.asarray(point, dtype=float) for point in points]
     tests_of, sign = SHAPES[shape]
+    if not usable(points, log):
+        return Judged("undecided", math.nan, math.inf, 1.0)
     largest = max(np.abs(point).max() for point in points)
-    if log:
-        points = [np.log(point) for point in points]
-    supporting, opposing = tests_of([sign * point for point in points])
-    if not supporting or not np.isfinite(np.concatenate(points)).all():
+    points = [np.log(point) if log else point for point in points]
+    supporting, opposing = tests_of([sign * point for point in points], differ)
+    if not supporting:
         return Judged("undecided", math.nan, math.inf, 1.0)
     chosen, p_for = best(supporting)
     half = chosen.half(1 - (1 - LEVEL) / len(supporting))
     effect = AS_MEASURED.get(shape, lambda effect: effect)(chosen.effect)
     if half <= ROUNDING * (1.0 if log else largest):
         return Judged("undecided", effect, half, 1.0)
-    if shape != "no worse" and abs(effect) + half < margin:
-        larger, smaller = chosen.p(-margin), chosen.turned().p(-margin)
-        return Judged("no effect", effect, half, min(1.0, len(supporting) * max(larger, smaller)))
+    if shape in ("rises", "falls"):
+        steps = [difference(points, i + 1, i, differ) for i in range(len(points) - 1)]
+        p = max(map(partial(p_within, margin=margin), [chosen, *steps]))
+        if p < 1 - LEVEL:
+            return Judged("no effect", effect, half, p)
     _, p_against = best(opposing)
     verdict, p = min((("supported", p_for), ("opposed", p_against)), key=lambda pair: pair[1])
     return Judged(verdict if p < 1 - LEVEL else "undecided", effect, half, p)
+
+
+def usable(points, log):
+    """Finite numbers, and positive ones for a logarithm."""
+    numbers = np.concatenate(points)
+    return bool(np.isfinite(numbers).all() and not (log and numbers.min() <= 0))
+
+
+def p_within(contrast, margin):
+    """Two-sided p of an effect within the margin: below 0.05 where the 95 % interval lies in it."""
+    return max(contrast.p(-margin), contrast.turned().p(-margin))
 
 
 def holm(ps, n_family):

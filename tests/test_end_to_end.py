@@ -146,7 +146,7 @@ def test_all_sweeps_have_one_figure_and_one_table_of_claims(analysed):
             name, *rest = row.replace("**", "").strip("| ").split(" | ")
             claims.add(" | ".join([name, sweep, *rest]))
     rows = claims_in((analysed / "out/claims.md").read_text(encoding="utf-8"))
-    assert {" | ".join(row.strip("| ").split(" | ")[:-2]) for row in rows} == claims
+    assert {" | ".join(row.strip("| ").split(" | ")[:-3]) for row in rows} == claims
     assert len(rows) == len(claims)
     picture(analysed / "out/verdicts.png")
 

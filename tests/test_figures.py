@@ -314,7 +314,7 @@ def test_logarithmic_axes_have_a_few_plain_labels(axis, low, high):
 
 def verdict(metric, verdict, effect):
     claim = next(claim for claim in CLAIMS if claim.metric == metric)
-    return Verdict(claim, verdict, effect, 0.1, 0.01, (3, 3))
+    return Verdict(claim, verdict, effect, 0.1, 0.01, 0.01, (3, 3))
 
 
 def test_changes_are_factors_with_intervals_of_logarithms():
@@ -343,7 +343,7 @@ def test_verdicts_stand_in_their_measures_column_with_their_effect():
     figure = verdicts_figure({"hot": {"moe": said}, "right": {"moe": said, "depth": []}})
     hot, right = figure.axes
     assert [text.get_text() for text in hot.texts] == ["× 2", "+0.004"]
-    assert [text.get_position() for text in hot.texts] == [(1, 0), (6, 0)]
+    assert [text.get_position() for text in hot.texts] == [(1, 0), (8, 0)]
     colours = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in hot.patches]
     assert colours == [VERDICT_COLOURS["opposed"], VERDICT_COLOURS["no effect"]]
     assert [label.get_text() for label in right.get_yticklabels()] == ["moe", "depth"]

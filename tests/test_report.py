@@ -251,16 +251,16 @@ EFFECTS = [  # effect, half-width, seeds, text
 
 @pytest.mark.parametrize("effect, half, n_seeds, text", EFFECTS)
 def test_effects_stand_with_their_half_widths(effect, half, n_seeds, text):
-    assert effect_text(Verdict(FALLS, "", effect, half, 0.5, n_seeds)) == text
+    assert effect_text(Verdict(FALLS, "", effect, half, 0.5, 0.5, n_seeds)) == text
 
 
 def test_verdicts_stand_with_and_without_the_correction():
     """Two of a family: p = 0.01 holds among its ten, 0.02 would not."""
-    verdicts = [Verdict(FALLS, "opposed", 1.0, 0.5, p, (3, 3)) for p in (0.004, 0.02)]
-    family = Family("Primary", [("moe", v) for v in verdicts], [0.04, 0.18])
+    verdicts = [Verdict(FALLS, "opposed", 1.0, 0.5, p, p, (3, 3)) for p in (0.004, 0.02)]
+    family = Family("Primary", [("moe", v) for v in verdicts], [0.04, 0.18], [0.05, 0.2])
     first, second = family_table(family)[2:]
-    assert first.endswith("| 0.004 | opposed | 0.04 | opposed |")
-    assert second.endswith("| 0.02 | opposed | 0.18 | undecided |")
+    assert first.endswith("| 0.004 | opposed | 0.04 | opposed | 0.05 |")
+    assert second.endswith("| 0.02 | opposed | 0.18 | undecided | 0.2 |")
 
 
 ONE_RUN = sweep_of([made_up_run(1, 0.001, 0, 20)])

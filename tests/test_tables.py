@@ -19,6 +19,7 @@ from results.tables import (
     change_text,
     claims_table,
     filled,
+    two_cells,
     write_tables,
 )
 
@@ -119,7 +120,16 @@ CHANGES = [  # metric, effect, half-width, text
 @pytest.mark.parametrize("metric, effect, half, text", CHANGES)
 def test_changes_are_factors_of_what_is_judged_by_its_logarithm(metric, effect, half, text):
     claim = next(claim for claim in CLAIMS if claim.metric == metric)
-    assert change_text(Verdict(claim, "", effect, half, 0.01, (3, 3))) == text
+    assert change_text(Verdict(claim, "", effect, half, 0.01, 0.01, (3, 3))) == text
+
+
+CELLS = [(0.04, 0.04, "**opposed**"), (0.04, 0.06, "opposed †"), (0.06, 0.04, "undecided")]
+
+
+@pytest.mark.parametrize("adjusted, apart, text", CELLS)
+def test_verdicts_are_marked_that_need_pooled_spreads(adjusted, apart, text):
+    verdict = Verdict(CLAIMS[0], "opposed", 1.0, 0.1, 0.001, 0.001, (3, 3))
+    assert two_cells((verdict, adjusted, apart))[1] == text
 
 
 def test_the_table_of_claims_has_all_ten():

@@ -350,7 +350,6 @@ def test_a_second_start_trains_nothing_and_leaves_no_litter(trained, project):
 def test_a_run_that_another_sweep_has_is_copied(trained, project, monkeypatch, capsys):
     """It is described as a point of its new sweep; a run of other options is trained."""
     _, old = trained
-    (old / "analysis.json").write_text("{}", encoding="utf-8")
     damaged = run_folder(project, config="another")
     damaged.mkdir(parents=True)
     (damaged / "summary.json").write_text("{", encoding="utf-8")
@@ -360,13 +359,22 @@ def test_a_run_that_another_sweep_has_is_copied(trained, project, monkeypatch, c
     train.main([str(other)])
     new = run_folder(project, "seed=0", config="seeds")
     assert trained_now == ["seed=1"]
-    for name in ("log.jsonl", "ckpt.pt", "summary.json", "analysis.json"):
+    for name in ("log.jsonl", "ckpt.pt", "summary.json"):
         assert (new / name).read_bytes() == (old / name).read_bytes()
     was, now = (read_json(folder / "config.json") for folder in (old, new))
     assert now.pop("sweep") == {"point": None, "rung": None, "place": 0, "options": ["seed"]}
     was.pop("sweep")
     assert now == was
     assert "copied" in capsys.readouterr().out
+
+
+def test_runs_of_another_dtype_are_no_twins(project):
+    path = write_config(project, '[sweep]\ndtype = ["float32", "bfloat16"]\n')
+    train.main([str(path)])
+    one, other = (run_folder(project, f"dtype={dtype}") for dtype in ("float32", "bfloat16"))
+    assert (
+        read_json(one / "summary.json")["val_loss"] != read_json(other / "summary.json")["val_loss"]
+    )
 
 
 def test_training_works_without_fast(project, monkeypatch):

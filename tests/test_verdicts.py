@@ -189,6 +189,7 @@ NO_EFFECT = [  # means, margin, verdict
     ([1, 1.2, 1.4, 1.6], 0.1, "supported"),
     ([1, 0.8, 0.6, 0.4], 0.1, "opposed"),
     ([1, 1.01, 1.02, 1.03], 0.0, "supported"),
+    ([1, 1, 1, 1.2], 0.1, "supported"),  # within it on average, but not in its last step
 ]
 
 
@@ -199,14 +200,42 @@ def test_an_effect_within_the_margin_is_none(means, margin, verdict):
     assert judged.p < 0.05
 
 
-def test_no_effect_needs_the_whole_interval_within_the_margin():
-    """The p of no effect is 0.05 where the interval just touches the margin."""
+def test_no_effect_needs_every_step_s_interval_within_the_margin():
+    """Its p is 0.05 where the interval of the largest step just touches the margin."""
     points = noisy([1, 1, 1, 1], 3, sd=0.1)
-    _, effect, half, _ = judge(points, "rises")
-    just_within, just_beyond = ((abs(effect) + half) * factor for factor in (1.0001, 0.9999))
-    within, beyond = (judge(points, "rises", margin=m) for m in (just_within, just_beyond))
+    steps = [difference(points, i + 1, i) for i in range(3)]
+    farthest = max(abs(step.effect) + step.half() for step in steps)
+    within, beyond = (judge(points, "rises", margin=farthest * f) for f in (1.0001, 0.9999))
     assert (within.verdict, beyond.verdict) == ("no effect", "undecided")
     assert within.p == pytest.approx(0.05, abs=2e-4)
+
+
+def test_down_and_up_again_is_not_no_effect():
+    assert judge(noisy([0, -5, 0], 3, sd=0.01), "falls", margin=0.1).verdict == "undecided"
+
+
+def test_shapes_of_several_contrasts_never_say_no_effect():
+    assert judge(noisy([0, 5, 10, 10.01], 4, sd=1e-3), "highest inside", margin=0.02).verdict == (
+        "opposed"
+    )
+    assert judge(noisy([0.5, 0.2, 0.501], 4, sd=0.01), "last highest", margin=0.02).verdict == (
+        "undecided"
+    )
+
+
+def test_each_points_own_spread_can_be_asked_for():
+    """Fivefold spreads are pooled by the rule; apart, Welch's error is the wide point's own."""
+    points = [[1.0, 1.1, 1.2], [3.0, 3.5, 4.0]]
+    assert difference(points, 1, 0).df == 4
+    apart = difference(points, 1, 0, differ=1)
+    assert apart.error == pytest.approx(math.sqrt(0.01 / 3 + 0.25 / 3))
+    assert judge(points, "rises", differ=1).p > judge(points, "rises").p
+
+
+@pytest.mark.parametrize("points", [[[0.0, 0.1], [1.0, 2.0]], [[-1.0, 1.0], [1.0, 2.0]]])
+def test_what_has_no_logarithm_is_undecided_without_a_warning(points, recwarn):
+    assert judge(points, "rises", log=True).verdict == "undecided"
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("value", [1 / 16, 1 / 31, 0.1, 7.3])
