@@ -447,8 +447,9 @@ def points_along(option, points, diverged=()):
     if len(chosen) < len(speaking):
         tied |= RATES
     alone = varying_options([run for runs in chosen for run in runs]) <= tied
-    several = len({value(runs) for runs in chosen}) > 1
-    if not several or not (alone or option == "rung"):
+    values = {value(runs) for runs in chosen}
+    once = len(values) == len(chosen) or option == "mask density"  # masks may be equally dense
+    if len(values) < 2 or not once or not (alone or option == "rung"):
         return []
     return sorted(chosen, key=value)
 

@@ -105,6 +105,14 @@ def test_claims_keep_silent_where_two_things_changed_at_once():
     assert names(depths) == set()
 
 
+def test_claims_keep_silent_where_two_points_have_one_value():
+    """Such as eight experts with and without a shared one: neither is a step."""
+    points = changing("n_expert", 0, 8)
+    assert names(points) == {"C7", "C7+"}
+    points["8, shared"] = three_seeds(n_expert=8, n_shared_expert=1)
+    assert names(points) == set()
+
+
 def test_claims_keep_silent_on_a_single_point():
     assert names({"one": three_seeds()}) == set()
 
