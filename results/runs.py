@@ -130,17 +130,20 @@ ANALYSIS = {
 MEASURED = ("val_loss", "perplexity", "last_layer_variance")  # but where a run diverged
 LENGTHS = {
     ("variance", "residual"): 1,
+    ("variance", "median"): 1,
+    ("variance", "without_first"): 1,
     ("variance", "attention"): 0,
     ("variance", "mlp"): 0,
     ("prune_ratios",): 0,
-    ("cumulative", "greedy"): 1,
+    **{("cumulative", order): 1 for order in ("last", "least", "greedy")},
     ("causal_matrix",): 0,
     ("permutation_matrix",): 0,
-    ("linear_ratios", "held_out"): 0,
-    ("jacobian", "deviation"): 0,
+    **{("linear_ratios", maps): 0 for maps in ("held_out", "same", "transposed")},
+    **{("jacobian", of): 0 for of in ("deviation", "off_diagonal", "spectral", "per_token")},
     ("block_influence",): 0,
     ("angular_distance",): 1,
     ("logit_lens",): 1,
+    **{(kind, part): 0 for kind in ("size", "cosine") for part in ("attention", "mlp", "block")},
 }
 CHECKPOINT = {
     "model": dict,
@@ -432,12 +435,13 @@ def check_config(run, source):
         raise BadInput(f"{source}, config.json: sweep.options names {min(unknown)}, no option")
     if not run.summary["diverged"] and None in (run.summary[name] for name in MEASURED):
         raise BadInput(f"{source}, summary.json: a run that did not diverge must have its losses")
+    check_log(run, source)
     if run.analysis is None:
         return run
     for keys, more in LENGTHS.items():
         values = run.analysis
         for key in keys:
-            values = values.get(key)
+            values = None if values is None else values.get(key)
         if values is None:  # what fault_of lets be missing
             continue
         wanted = model_config.n_layer + more
@@ -451,6 +455,20 @@ def check_config(run, source):
             name = ".".join(keys)
             raise BadInput(f"{source}, analysis.json: rows of {name} must have {wanted} entries")
     return run
+
+
+def check_log(run, source):
+    """Raises BadInput where validations are missing, or not of the model's states."""
+    interval, n_steps = run.config["eval_interval"], run.config["max_iters"]
+    wanted = [0, *range(interval, n_steps, interval), n_steps]
+    steps, n_states = [line["step"] for line in run.log], run.config["n_layer"] + 1
+    if run.summary["diverged"]:
+        wanted = wanted[: len(steps)]
+    if steps != wanted or any(len(line["variance"]) != n_states for line in run.log):
+        raise BadInput(
+            f"{source}, log.jsonl: there must be a validation every {interval} steps up to "
+            f"{n_steps}, with the variances of {n_states} states"
+        )
 
 
 def read_published(path):

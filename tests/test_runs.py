@@ -21,9 +21,13 @@ def sweep(*options, point=None, rung=None, place=0):
     return {"point": point, "rung": rung, "place": place, "options": list(options)}
 
 
+SHORT = {"max_iters": 1, "eval_interval": 1, "warmup_iters": 0}
+
+
 def config_of(varies=None, **options):
     """What config.json holds; without `varies`, as it was before it said what the sweep varies."""
-    written = {**asdict(GPTConfig(**SMALL)), **asdict(TrainConfig()), "data_sha256": "x", **options}
+    training = asdict(TrainConfig(**SHORT))
+    written = {**asdict(GPTConfig(**SMALL)), **training, "data_sha256": "x", **options}
     written.setdefault("code", "loss 1, gradient norm 1")
     return written if varies is None else {**written, "sweep": varies}
 
@@ -73,8 +77,11 @@ def analysis(L=2, **entries):
 
 def run(name="run", varies=None, diverged=False, analysis=None, **options):
     val_loss = 3.0 if diverged else summary()["val_loss"]
-    log = [{"step": 0, "tokens": 0, "val_loss": val_loss, "variance": [1.0, 2.0]}]
-    return Run(name, config_of(varies, **options), summary(diverged), log, analysis)
+    config = config_of(varies, **options)
+    states = {"variance": [1.0] * (config["n_layer"] + 1)}
+    steps = [0] if diverged else [0, 1]
+    log = [{"step": step, "tokens": step, "val_loss": val_loss, **states} for step in steps]
+    return Run(name, config, summary(diverged), log, analysis)
 
 
 def write_folder(folder, run):
@@ -194,7 +201,9 @@ def test_published_runs_are_read_back_with_six_digits_and_fewer_of_many(tmp_path
         assert set(published.analysis["prune_ratios"]) == {0.142857}
         assert published.analysis["causal_matrix"][0][0] == 0.286
         assert published.analysis["per_sequence"] == {"growth": {"exponent": [0.4286, 1.429]}}
-        assert published.log == [{"step": 0, "tokens": 0, "val_loss": 2.5, "variance": [1.0, 2.0]}]
+        states = [1.0] * (original.config["n_layer"] + 1)
+        assert [line.pop("variance") for line in published.log] == [states, states]
+        assert published.log == [{"step": i, "tokens": i, "val_loss": 2.5} for i in (0, 1)]
     assert originals[0].log[0]["mlp_variance"] == [3.0]  # what was published is left as it was
 
 
@@ -307,7 +316,7 @@ def test_a_trained_model_comes_back_in_eval_mode(trained):
     folder, model, _ = trained
     loaded, config = load_run(folder)
     assert not loaded.training
-    assert config == TrainConfig()
+    assert config == TrainConfig(**SHORT)
     for ours, saved in zip(loaded.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, saved)
 
@@ -320,7 +329,7 @@ def test_a_model_from_before_eval_tokens_comes_back(tmp_path):
     write_json(tmp_path / "config.json", written)
     checkpoint = {"model": model.state_dict(), "optimizer": {}, "step": 3, "seconds": 1.0}
     torch.save(checkpoint, tmp_path / "ckpt.pt")
-    assert load_run(tmp_path)[1] == TrainConfig(batch_size=7)
+    assert load_run(tmp_path)[1] == TrainConfig(**SHORT, batch_size=7)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -511,9 +520,18 @@ def test_runs_from_before_an_option_existed_had_its_default(tmp_path, monkeypatc
         finished(tmp_path / "out/run", config_of(sweep(), layer_norm_scaling=True))
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_published_run_that_lost_a_validation_is_refused(tmp_path, lost):
+    cut = run("run", sweep(), analysis=analysis())
+    del cut.log[lost]
+    publish_runs([cut], tmp_path / "sweep.json")
+    with pytest.raises(BadInput, match="a validation every 1 steps up to 1, with the variances of"):
+        read_runs(tmp_path / "sweep.json")
+
+
 def test_a_log_that_ends_before_its_run_did_is_refused(tmp_path):
     cut = run("run", sweep(), analysis=analysis())
-    cut.log[0]["val_loss"] = 3.0
+    cut.log[-1]["val_loss"] = 3.0
     write_folder(tmp_path / "run", cut)
     with pytest.raises(BadInput, match="log.jsonl does not end with the loss"):
         read_runs(tmp_path)
