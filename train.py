@@ -316,7 +316,10 @@ def load_moments(optimizer, checkpoint, folder):
         fits = False
     if not fits:
         raise damaged(folder, "its optimizer is of another model")
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    try:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    except (ValueError, TypeError, RuntimeError) as error:  # such as a step that is no number
+        raise damaged(folder, f"its optimizer's state cannot be read: {reason(error)}") from None
 
 
 def is_checkpoint(line, config):

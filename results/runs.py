@@ -70,7 +70,14 @@ SWEEP = {
     "place": Number(int, 0),
     "options": [str],
 }
-LOGGED = {"step": Number(int, 0), "tokens": Number(int, 0)}
+LOGGED = {
+    "step": Number(int, 0),
+    "tokens": Number(int, 0),
+    **dict.fromkeys(
+        ("train_loss", "lr", "grad_norm", "tokens_per_second", "val_loss"), Maybe(Number())
+    ),
+    **dict.fromkeys(("variance", "attention_variance", "mlp_variance"), Maybe(NUMBERS)),
+}
 VALIDATED = {**LOGGED, "val_loss": Number(), "variance": NUMBERS}
 ANALYSIS = {
     "sequences": N_SEQUENCES,
@@ -460,11 +467,13 @@ def check_config(run, source):
 def check_log(run, source):
     """Raises BadInput where validations are missing, or not of the model's states."""
     interval, n_steps = run.config["eval_interval"], run.config["max_iters"]
-    wanted = [0, *range(interval, n_steps, interval), n_steps]
     steps, n_states = [line["step"] for line in run.log], run.config["n_layer"] + 1
-    if run.summary["diverged"]:
-        wanted = wanted[: len(steps)]
-    if steps != wanted or any(len(line["variance"]) != n_states for line in run.log):
+    places = range(0, n_steps, interval)  # and the last step
+    wanted = [*places[: len(steps)], n_steps][: len(steps)]
+    n_places = -(-n_steps // interval)  # len(places), which may be too large for len
+    is_whole = run.summary["diverged"] or len(steps) == n_places + 1
+    of_states = all(len(line["variance"]) == n_states for line in run.log)
+    if steps != wanted or not is_whole or not of_states:
         raise BadInput(
             f"{source}, log.jsonl: there must be a validation every {interval} steps up to "
             f"{n_steps}, with the variances of {n_states} states"

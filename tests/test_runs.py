@@ -384,6 +384,14 @@ def test_a_foreign_checkpoint_is_refused(trained, entries, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("entry", [{"train_loss": "a"}, {"variance": [None]}, {"lr": [1]}])
+def test_a_line_of_the_log_with_something_else_than_numbers_is_refused(tmp_path, entry):
+    lines = [{"step": 0, "tokens": 0, **entry}, {"step": 5, "tokens": 80}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(BadInput, match=f"log.jsonl, line 1: {next(iter(entry))}"):
+        read_log(tmp_path)
+
+
 @pytest.mark.parametrize("content", [torch.ones(3), [1, 2], {}, {"model": {}}])
 def test_a_checkpoint_of_another_kind_is_refused(trained, content):
     folder, _, _ = trained

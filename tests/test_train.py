@@ -747,6 +747,15 @@ def test_a_checkpoint_with_another_optimizer_is_refused(trained, refused, moment
     assert "its optimizer is of another model" in refused(train.main, [path])
 
 
+def test_a_checkpoint_whose_optimizer_has_no_number_is_refused(trained, refused):
+    path, folder = trained
+    (folder / "summary.json").unlink()
+    checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
+    checkpoint["optimizer"][0]["step"] = ["a"]
+    torch.save(checkpoint, folder / "ckpt.pt")
+    assert "its optimizer's state cannot be read" in refused(train.main, [path])
+
+
 @pytest.mark.parametrize("name, text", [("RANK", "a"), ("WORLD_SIZE", "-1"), ("RANK", "")])
 def test_a_bad_environment_is_refused(project, refused, monkeypatch, name, text):
     monkeypatch.setenv(name, text)
