@@ -657,12 +657,13 @@ def use_by_losses(losses):
 
 
 def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
-    """Entries of analysis.json, and their pseudo-values, the maps taken as they are."""
-    maps = fit_linear_maps(model, fit_idx)
+    """Entries of analysis.json, and their pseudo-values, the maps taken as they are; "same" is on
+    no more sequences than are scored, as wide maps are fitted on more of them."""
+    maps, n = fit_linear_maps(model, fit_idx), len(idx)
     losses = linear_losses(model, maps, idx, targets)
     ratios = {
         "held_out": ratios_of(losses.mean(dim=0)),
-        "same": linear_ratios(model, maps, fit_idx, fit_targets),
+        "same": linear_ratios(model, maps, fit_idx[:n], fit_targets[:n]),
         "transposed": linear_ratios(model, maps, idx, targets, transposed=True),
     }
     n_eff = effective_depth(ratios["held_out"])

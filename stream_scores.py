@@ -20,14 +20,13 @@ from analyze import (
     as_lists,
     causal_norms,
     cumulative_pruning,
-    fit_linear_maps,
     hidden_states,
     intervention_losses,
     jacobian_deviation,
-    linear_losses,
     losses_by_position,
     of_pairs,
     removal_losses,
+    score_linear_maps,
     score_similarity,
     stream_by_token,
     sums,
@@ -40,16 +39,16 @@ from data.files import BadInput
 from results.public import DEAREST
 from results.scores import (
     causal_changes,
-    effective_depth,
     growth_of_variance,
     jackknife,
     mean_by_bin,
     pair_mean,
     position_bins,
     ratios_of,
+    standard_errors,
     swap_changes,
     updates_in_the_middle,
-    usefulness,
+    use_of_depth,
 )
 
 PROBES = 32  # of the Jacobian: random directions, where the stream is wider
@@ -163,30 +162,10 @@ def score_cumulative(model, passages):
 
 
 def score_linear(model, passages):
-    """As analyze.score_linear_maps, but "same" on no more sequences than are scored: fitting wide
-    maps takes more of them."""
-    idx, targets, fit_idx, fit_targets = passages
-    maps, n = fit_linear_maps(model, fit_idx), len(idx)
-    losses = linear_losses(model, maps, idx, targets)
-    same = linear_losses(model, maps, fit_idx[:n], fit_targets[:n])
-    transposed = linear_losses(model, maps, idx, targets, transposed=True)
-    ratios = {
-        "held_out": ratios_of(losses.mean(dim=0)),
-        "same": ratios_of(same.mean(dim=0)),
-        "transposed": ratios_of(transposed.mean(dim=0)),
-    }
-    use, errors_of_use = jackknife(use_by_losses, losses)
-    n_eff = effective_depth(ratios["held_out"])
-    entries = {
-        "linear_ratios": as_lists(ratios),
-        "usefulness": {fit: usefulness(values) for fit, values in ratios.items()},
-        "linear_use": use,
-        "n_eff": n_eff,
-        "n_eff_share": n_eff / len(model.blocks),
-        "fitted_on": fit_idx.numel(),
-    }
-    _, errors = jackknife(lambda mean: {"linear_ratios": ratios_of(mean)}, losses)
-    return entries, errors | {"linear_use": errors_of_use}
+    entries, pseudo = score_linear_maps(model, *passages)
+    use = use_of_depth(entries["linear_ratios"]["held_out"])
+    fitted_on = passages.fit_idx.numel()
+    return {**entries, "linear_use": use, "fitted_on": fitted_on}, standard_errors(pseudo)
 
 
 def score_causal(model, passages):

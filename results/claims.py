@@ -274,11 +274,12 @@ def about_variance(name, option, shape, what):
     )
 
 
-def about_use(name, option, shape, what):
-    """Claims on the use of depth: by the paper's three scores, and by ours."""
+def about_use(name, option, shape, what, primary=""):
+    """Claims on the use of depth: by the paper's three scores, of which one may be primary, and by
+    ours."""
     scores = {"causal": "", "permutation": "", "usefulness": "", "N_eff / L, removed": "+"}
     return tuple(
-        Claim(name + plus, option, score, shape, f"{what}: {score} {shape}")
+        Claim(name + plus, option, score, shape, f"{what}: {score} {shape}", score == primary)
         for score, plus in scores.items()
     )
 
@@ -290,9 +291,7 @@ CLAIMS = (
           "deeper: the Jacobian nearer the identity", primary=True),
     Claim("C2", "n_layer", "slope of log deviation", "negative",
           "along the layers of the deepest: the Jacobian nearer the identity"),
-    Claim("C3", "n_layer", "causal", "falls",
-          "deeper: causal falls", primary=True),
-    *about_use("C3", "n_layer", "falls", "deeper")[1:],
+    *about_use("C3", "n_layer", "falls", "deeper", primary="causal"),
     *about_variance("C4", "weight_decay", "falls", "more weight decay"),
     Claim("C4", "weight_decay", "perplexity", "lowest inside",
           "perplexity best at a moderate weight decay"),
