@@ -26,33 +26,32 @@ from results.verdicts import ROUNDING, difference, interval
 
 POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
     "points": {
-        name: METRICS[name]
-        for name in (
-            "perplexity",
-            "last-layer variance",
-            "causal",
-            "choice accuracy",
-            "usefulness",
-            "N_eff / L",
-        )
+        "perplexity": METRICS["perplexity"],
+        "last-layer variance": METRICS["last-layer variance"],
+        "growth, var h_L / var h_1": entry("growth", "growth"),
+        "causal": METRICS["causal"],
+        "permutation": METRICS["permutation"],
+        "N_eff / L, removed": CLAIM_METRICS["N_eff / L, removed"],
     },
     "companions": {
-        "growth, var h_L / var h_1": entry("growth", "growth"),
         "exponent of the variance": entry("growth", "exponent"),
         "update angle times L": entry("updates", "angle_times_L"),
-        "geometric mean of u, times L": entry("linear_use", "geometric_mean_times_L"),
-        "N_eff / (L - 1) without block 1": entry("linear_use", "n_eff_share_without_first"),
+        "choice accuracy": METRICS["choice accuracy"],
+        "usefulness": METRICS["usefulness"],
+        "N_eff / L": METRICS["N_eff / L"],
         "BLiMP": entry("blimp", "accuracy"),
     },
 }
-FROM_ZERO = ("usefulness", "N_eff / L", "N_eff / (L - 1) without block 1")
+FROM_ZERO = ("usefulness", "N_eff / L", "N_eff / L, removed")
 SHARES = (*FROM_ZERO, "choice accuracy", "BLiMP")  # their axes end where a share must
 LOGARITHMIC = ("last-layer variance", "growth, var h_L / var h_1")
 POINT_TITLES = {  # where a metric's name does not say what it is
     "last-layer variance": "variance of the last state, h_L",
     "causal": "change of later blocks, one skipped (causal)",
+    "permutation": "change of the loss, two swapped (permutation)",
     "usefulness": "share of blocks above 10 % (usefulness)",
-    "N_eff / L": "share of the depth in use (N_eff / L)",
+    "N_eff / L": "N_eff / L, a block made linear",
+    "N_eff / L, removed": "N_eff / L, a block removed",
 }
 JUST_ABOVE_ONE = 1.03  # upper end of a share's axis
 PAPERS_THRESHOLD = 0.1  # of a useful block's growth of the loss
@@ -142,7 +141,7 @@ def logarithmic(axis, which):
     elif high < 300 * low:
         locator = LogLocator(subs=(1, 2, 5))
     else:
-        locator = LogLocator(subs=(1,))
+        locator = LogLocator(subs=(1,), numticks=6)
     ticks = getattr(axis, f"{which}axis")
     ticks.set_major_locator(locator)
     ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -505,29 +504,39 @@ def split_last(run):
     return ",".join(others), last
 
 
-def curves_of(points):
+def curves_of(points, along_the_first=False):
     """({curve: {x label: runs}}, {curve: its style}). Points that differ in two options are curves
-    over the second; of other sweeps each point is a curve of its own."""
+    over the second, or along the first; of other sweeps each point is a curve of its own."""
     crossed = len({split_last(runs[0])[0] for runs in points.values()}) > 1
     curves, depths = {}, {}
     for point, runs in points.items():
-        others, label = split_last(runs[0])
-        curve = others if crossed else point
+        first, second = split_last(runs[0])
+        curve, label = (second, first) if along_the_first else (first, second)
+        curve = curve if crossed else point
         curves.setdefault(curve, {})[label] = runs
-        depths[curve] = depth_alone(without_last(runs[0].options) if crossed else runs[0].options)
+        depths[curve] = depth_alone(options_of(curve, runs[0]))
     return curves, styles(curves, list(depths.values()))
 
 
-def without_last(options):
-    return dict(list(options.items())[:-1])
+def options_of(curve, run):
+    """Those of the run's options that the curve's name says."""
+    return {name: value for name, value in run.options.items() if f"{name}=" in curve}
+
+
+def first_has_more(points):
+    """Whether, of points that differ in two options, the first takes more values."""
+    firsts, seconds = (
+        set(parts) for parts in zip(*(split_last(runs[0]) for runs in points.values()), strict=True)
+    )
+    return len(firsts) > len(seconds) > 1
 
 
 def point_figure(points, metrics):
-    """Up to six metrics of each point, {panel: function of a run}, without those that no run
-    has."""
+    """Up to six metrics of each point, {panel: function of a run}, without those that no run has;
+    of points that differ in two options, along the one that takes more values."""
     runs = [run for of_point in points.values() for run in of_point]
     drawn = [name for name in metrics if any(metrics[name](run) is not None for run in runs)]
-    curves, style_of = curves_of(points)
+    curves, style_of = curves_of(points, along_the_first=first_has_more(points))
     labels = list(dict.fromkeys(label for curve in curves.values() for label in curve))
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharex=True)
     for i in range(len(drawn), axes.size):
@@ -539,7 +548,7 @@ def point_figure(points, metrics):
             intervals = means_and_halves(along, metrics[name])
             axis.errorbar(places, *intervals, capsize=4, label=curve, **style_of[curve])
         axis.set_title(POINT_TITLES.get(name, name), fontsize=TITLE_SIZE)
-        label_points(axis, labels, points)
+        label_points(axis, labels)
         limit_metric(axis, name)
     if shown_of(points) == ONE_SEED:
         figure.suptitle(ONE_SEED, fontsize=TITLE_SIZE)
@@ -548,16 +557,14 @@ def point_figure(points, metrics):
     return figure
 
 
-def label_points(axis, labels, points):
+def label_points(axis, labels):
     """The labels of the points along x: values alone where all are of one option."""
-    axis.set(xticks=range(len(labels)))
-    last_options = {next(reversed(runs[0].options), None) for runs in points.values()}
-    option = last_options.pop()
-    if last_options or option is None:
+    options = {label.partition("=")[0] if label.count("=") == 1 else None for label in labels}
+    axis.set_xticks(range(len(labels)))
+    if len(options) > 1 or None in options:
         axis.set_xticklabels(labels, fontsize=9, **SLANTED)
     else:
-        values = [label.removeprefix(f"{option}=") for label in labels]
-        axis.set(xlabel=option, xticklabels=values)
+        axis.set(xlabel=options.pop(), xticklabels=[label.partition("=")[2] for label in labels])
 
 
 def limit_metric(axis, metric):
@@ -570,29 +577,30 @@ def limit_metric(axis, metric):
 
 
 LADDER = {  # panel of ladder_figure: its metrics
+    "perplexity": ("perplexity",),
     "choice accuracy": ("choice accuracy",),
-    "share of the depth in use": ("N_eff / L", "usefulness"),
+    "share of the depth in use": ("N_eff / L", "N_eff / L, removed", "usefulness"),
 }
 
 
 def ladder_figure(points):
-    """The paper's first figure: choice accuracy, usefulness, and our N_eff / L, as lines up the
-    rungs, and as single marks beside the ladder."""
+    """The paper's first figure, and the perplexity: as lines up the rungs, and as single marks
+    beside the ladder."""
     on_rung = np.array([runs[0].rung is not None for runs in points.values()])
-    figure, axes = plt.subplots(2, 1, figsize=(9.5, 6.5), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(3, 1, figsize=(9.5, 8.5), layout="constrained", sharex=True)
     for axis, (title, metrics) in zip(axes, LADDER.items(), strict=True):
         for rank, (metric, style) in enumerate(styles(metrics).items()):
-            mean, half = means_and_halves(points, METRICS[metric])
+            mean, half = means_and_halves(points, CLAIM_METRICS[metric])
             places = np.arange(len(points)) + 0.12 * rank
             for chosen, line in ((on_rung, {"label": metric}), (~on_rung, {"linestyle": ""})):
                 x, bars = places[chosen], half[chosen]
                 axis.errorbar(x, mean[chosen], bars, capsize=4, **{**style, **line})
-        axis.set_title(f"{title}, up the rungs and beside the ladder", fontsize=TITLE_SIZE)
-        axis.set(ylabel=title)
-    highest = min(JUST_ABOVE_ONE, axes[1].get_ylim()[1])
-    axes[1].set(ylim=(0, highest), xticks=range(len(points)))
-    axes[1].set_xticklabels(points, **SLANTED)
-    axes[1].legend(loc="upper right")
+        axis.set(title=f"{title}, up the rungs and beside the ladder", ylabel=title)
+        axis.title.set_fontsize(TITLE_SIZE)
+    highest = min(JUST_ABOVE_ONE, axes[-1].get_ylim()[1])
+    axes[-1].set(ylim=(0, highest), xticks=range(len(points)))
+    axes[-1].set_xticklabels(points, **SLANTED)
+    axes[-1].legend(loc="upper left")
     return figure
 
 
@@ -694,7 +702,7 @@ def changes_figure(ends):
         axis.set_title(title, fontsize=TITLE_SIZE)
         axis.set(ylim=(len(ends) - 0.5, -0.5), yticks=rows)
         axis.set_yticklabels(
-            [f"{name}: {from_to(first[0], last[0])}" for name, (first, last) in ends.items()]
+            [labelled(name, from_to(first[0], last[0])) for name, (first, last) in ends.items()]
         )
         logarithmic(axis, "x")
         axis.grid(axis="x", alpha=0.3)
@@ -707,7 +715,13 @@ def from_to(first, last):
     changed = [name for name, value in first.options.items() if last.options.get(name) != value]
     if not changed or first.config["sweep"]["point"]:
         return f"{first.point} to {last.point}"
-    return ", ".join(f"{name} {first.options[name]} to {last.options[name]}" for name in changed)
+    ends = (f"{name} {first.options[name]:g} to {last.options[name]:g}" for name in changed)
+    return ", ".join(ends)
+
+
+def labelled(name, change):
+    """The change, behind the sweep's name where it does not say it."""
+    return change if name in change else f"{name}: {change}"
 
 
 def values_of(metric, runs):
@@ -758,7 +772,8 @@ def verdicts_figure(panels):
     """What was asked of each experiment and what it said: {panel: {experiment: its Verdicts}}, a
     row for each experiment and a column for each measure, with the effect of a step."""
     n_rows = [len(experiments) for experiments in panels.values()]
-    width = 0.9 * len(VERDICT_COLUMNS) + 2
+    columns = columns_of(panels)
+    width = 0.9 * len(columns) + 2
     figure, axes = plt.subplots(
         len(panels),
         1,
@@ -768,7 +783,7 @@ def verdicts_figure(panels):
         layout="constrained",
     )
     for axis, (title, experiments) in zip(axes[:, 0], panels.items(), strict=True):
-        draw_verdicts(axis, experiments)
+        draw_verdicts(axis, experiments, columns)
         axis.set_title(title, fontsize=TITLE_SIZE)
     patches = [
         Patch(facecolor=colour, edgecolor="black", label=verdict)
@@ -779,18 +794,29 @@ def verdicts_figure(panels):
     return figure
 
 
-def draw_verdicts(axis, experiments):
+def columns_of(panels):
+    """Those of VERDICT_COLUMNS that something was asked of."""
+    asked = {
+        verdict.claim.metric
+        for experiments in panels.values()
+        for verdicts in experiments.values()
+        for verdict in verdicts
+    }
+    return {metric: heading for metric, heading in VERDICT_COLUMNS.items() if metric in asked}
+
+
+def draw_verdicts(axis, experiments, columns):
     for row, verdicts in enumerate(experiments.values()):
         of_metric = {verdict.claim.metric: verdict for verdict in verdicts}
-        for column, metric in enumerate(VERDICT_COLUMNS):
+        for column, metric in enumerate(columns):
             if verdict := of_metric.get(metric):
                 colour = VERDICT_COLOURS[verdict.verdict]
                 place = (column - 0.5, row - 0.5)
                 axis.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor="black"))
                 axis.text(column, row, brief_effect(verdict), ha="center", va="center", fontsize=8)
-    n_rows, n_columns = len(experiments), len(VERDICT_COLUMNS)
+    n_rows, n_columns = len(experiments), len(columns)
     axis.set(xlim=(-0.5, n_columns - 0.5), ylim=(n_rows - 0.5, -0.5))
-    axis.set_xticks(range(n_columns), VERDICT_COLUMNS.values(), fontsize=8)
+    axis.set_xticks(range(n_columns), columns.values(), fontsize=8)
     axis.set_yticks(range(n_rows), experiments, fontsize=9)
     axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axis.spines[:].set_visible(False)

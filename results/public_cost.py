@@ -68,7 +68,8 @@ def random_llama(shape, dtype, device):
 
 
 def cost(shape, dtype, device, n_sequences, length):
-    """A row of public_cost.json: what SEQUENCES of LENGTH would take, timed on n_sequences of length."""
+    """A row of public_cost.json: what SEQUENCES of LENGTH would take, from times of n_sequences of
+    length."""
     model = random_llama(shape, dtype, device)
     idx = torch.randint(shape.vocab_size, (n_sequences, length), device=device)
     with torch.no_grad():

@@ -196,9 +196,11 @@ SHAPES = {  # name: (its tests, -1 where they are of the metric with its sign tu
     "highest inside": (highest_inside, 1),
     "lowest inside": (highest_inside, -1),
 }
-AS_MEASURED = {  # the effect that is shown, of what a test found; others show the gain itself
+AS_MEASURED = {  # the effect that is shown, of what a test found, where it is not that itself
     "falls": lambda effect: -effect,
     "negative": lambda effect: -effect,
+    "last lowest": lambda effect: -effect,
+    "lowest inside": lambda effect: -effect,
     "no worse": lambda effect: NO_WORSE - effect,
 }
 

@@ -121,17 +121,34 @@ def test_points_of_two_options_are_curves_over_the_second():
 
 
 def test_named_points_are_labelled_by_their_names(axis):
-    points = sweep(run("full"), run("window-8"))
-    label_points(axis, list(points), points)
+    label_points(axis, ["full", "window-8"])
     assert [label.get_text() for label in axis.get_xticklabels()] == ["full", "window-8"]
     assert axis.get_xlabel() == ""
 
 
 def test_points_of_one_option_are_labelled_by_its_values(axis):
-    points = depths(4, 16)
-    label_points(axis, list(points), points)
+    label_points(axis, ["n_layer=4", "n_layer=16"])
     assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "16"]
     assert axis.get_xlabel() == "n_layer"
+
+
+def test_points_of_two_options_at_once_are_labelled_in_full(axis):
+    label_points(axis, ["n_layer=4,seed=1", "n_layer=16,seed=1"])
+    assert [label.get_text() for label in axis.get_xticklabels()][0] == "n_layer=4,seed=1"
+    assert axis.get_xlabel() == ""
+
+
+def test_points_of_two_options_are_drawn_along_the_one_of_more_values():
+    """Three lengths of training, dense and with experts: two curves over the three."""
+    points = sweep(*(run(name, n_expert=E, perplexity=9.0 - E) for name in "abc" for E in (0, 4)))
+    figure = point_figure(points, {"perplexity": METRICS["perplexity"]})
+    axis = figure.axes[0]
+    dense, experts = [bars.lines[0].get_xydata().tolist() for bars in axis.containers]
+    assert dense == [[0, 9], [1, 9], [2, 9]]
+    assert experts == [[0, 5], [1, 5], [2, 5]]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b", "c"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["n_expert=0", "n_expert=4"]
+    plt.close(figure)
 
 
 def test_intervals_over_seeds_are_drawn_but_none_of_one_seed_or_of_equal_ones():
@@ -254,8 +271,8 @@ def ladder(n=3):
 
 def test_a_ladder_has_a_panel_for_each_axis_and_no_bars():
     figure = ladder_figure(ladder())
-    above, below = figure.axes
-    assert not above.patches and not below.patches
+    _, above, below = figure.axes
+    assert not any(axis.patches for axis in figure.axes)
     rungs, beside = [bars.lines[0].get_xydata().tolist() for bars in above.containers]
     assert rungs == pytest.approx(np.array([[0, 0.4], [1, 0.5]]))
     assert beside == pytest.approx(np.array([[2, 0.6]]))
@@ -343,7 +360,8 @@ def test_verdicts_stand_in_their_measures_column_with_their_effect():
     figure = verdicts_figure({"hot": {"moe": said}, "right": {"moe": said, "depth": []}})
     hot, right = figure.axes
     assert [text.get_text() for text in hot.texts] == ["× 2", "+0.004"]
-    assert [text.get_position() for text in hot.texts] == [(1, 0), (8, 0)]
+    assert [text.get_position() for text in hot.texts] == [(0, 0), (1, 0)]  # nothing else is asked
+    assert [label.get_text() for label in hot.get_xticklabels()] == ["growth", "useful-\nness"]
     colours = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in hot.patches]
     assert colours == [VERDICT_COLOURS["opposed"], VERDICT_COLOURS["no effect"]]
     assert [label.get_text() for label in right.get_yticklabels()] == ["moe", "depth"]

@@ -284,3 +284,11 @@ def test_holm_by_hand():
 def test_absent_members_of_a_family_count():
     assert holm([0.01, 0.2], 10) == pytest.approx([0.1, 1.0])
     assert holm([], 10) == []
+
+
+def test_what_is_lowest_is_shown_by_how_much_lower_it_is():
+    """Than the nearest of those that it must be below."""
+    ends, middle, last = [4.0, 4.1], [3.0, 3.1], [2.0, 2.1]
+    assert judge([ends, middle, last], "last lowest").effect == pytest.approx(-1)
+    assert judge([ends, last, middle], "lowest inside").effect == pytest.approx(-1)
+    assert judge([last, middle, ends], "last highest").effect == pytest.approx(1)
