@@ -81,6 +81,15 @@ MAY_IMPORT = {
     "results.hot": {*DATA, *RESULTS},
     "results.scaling": {"train", "configs.read", *DATA, *RESULTS},
     "results.published_way": {"analyze", "train", "configs.read", *DATA, *RESULTS},
+    "results.public_cost": {
+        "decoder",
+        "pretrained",
+        "stream_scores",
+        "train",
+        "configs.read",
+        *DATA,
+        *RESULTS,
+    },
 }
 
 
