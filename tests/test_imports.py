@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "data.files",
     },
     "results.tables": {
+        "model",
         "configs.read",
         "results.claims",
         "results.report",

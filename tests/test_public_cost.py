@@ -8,6 +8,7 @@ import torch
 
 import decoder
 import pretrained
+from conftest import REPOSITORY
 from data.files import BadInput
 from results import public_cost
 from results.public_cost import MODELS, SHAPES, Shape
@@ -191,3 +192,14 @@ def test_memory_that_runs_out_is_one_sentence(small_models, tmp_path, monkeypatc
     message = refused(public_cost.main, [f"--out={tmp_path / 'cost.json'}"])
     assert "small, float32" in message and "larger GPU" in message
     assert not list(tmp_path.iterdir())
+
+
+@needs_transformers
+def test_the_published_file_is_counted_as_now():
+    """Where this fails, python -m results.public_cost --again writes it."""
+    path = REPOSITORY / "results/public_cost.json"
+    published, counted = content(path)["models"], public_cost.count_again(path)["models"]
+    assert published.keys() == counted.keys()
+    for name, row in counted.items():
+        for number in ("parameters", "minutes", "GiB"):
+            assert published[name][number] == pytest.approx(row[number], rel=1e-3)
