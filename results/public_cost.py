@@ -1,9 +1,11 @@
 """What do all scores of a public model cost on one GPU, in minutes and GiB, by its size?
 
-    python -m results.public_cost [--out results/public_cost.json]
+    python -m results.public_cost             measures, on a GPU
+    python -m results.public_cost --again     counts anew from the file's times, on any machine
 
-Times one block and one read-out of Llamas of random weights, whatever their number of blocks, and
-counts how often pretrained.py runs each. Needs one package more: pip install transformers.
+Writes results/public_cost.json. Times a block and a read-out of Llamas of random weights, and
+counts how often pretrained.py runs each: no model is scored whole. Needs one package more: pip
+install transformers.
 """
 
 from data import interrupt
@@ -13,20 +15,24 @@ if __name__ == "__main__":
 
 import argparse
 import math
+import statistics
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+import decoder
 from configs.read import TrainConfig
-from data.files import BadInput, or_one_sentence, say, write_json
+from data.files import BadInput, Number, or_one_sentence, read_json, say, write_json
 from pretrained import FIT_TOKENS, GIB, LENGTH, SEQUENCES, memory_needed, time_parts
 from results.runs import rounded
 from stream_scores import work
 from train import choose_hardware, device_name, memory_said
 
-TIMED_BLOCKS = 2  # as many as are built: all blocks of a model have the same shape
+TIMED_BLOCKS = 4  # as many are built: all blocks of a model have the same shape
+N_TIMES = 5
 DTYPES = ("float32", "bfloat16")
+DIGITS = 4
 
 
 class Shape(NamedTuple):
@@ -38,89 +44,119 @@ class Shape(NamedTuple):
     n_head: int
     n_kv_head: int
     vocab_size: int
+    tied: bool  # whether the read-out is the embedding
 
 
-SHAPES = {
-    "135M (SmolLM2)": Shape(30, 576, 1536, 9, 3, 49_152),
-    "1B (Llama 3.2)": Shape(16, 2048, 8192, 32, 8, 128_256),
-    "7B (Llama 2)": Shape(32, 4096, 11_008, 32, 32, 32_000),
+SHAPES = {  # by the models' config.json
+    "135M (SmolLM2)": Shape(30, 576, 1536, 9, 3, 49_152, tied=True),
+    "1B (Llama 3.2)": Shape(16, 2048, 8192, 32, 8, 128_256, tied=True),
+    "7B (Llama 2)": Shape(32, 4096, 11_008, 32, 32, 32_000, tied=False),
 }
 
 
-def random_llama(shape, dtype, device):
-    """A Decoder of TIMED_BLOCKS blocks."""
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ModuleNotFoundError:
-        raise BadInput("this needs transformers: pip install transformers") from None
-    from decoder import Decoder
+MODELS = {f"{name}, {dtype}": (shape, dtype) for name, shape in SHAPES.items() for dtype in DTYPES}
 
-    config = LlamaConfig(
+
+def llama_config(shape):
+    """transformers' own. Raises BadInput where that is not installed."""
+    decoder.refuse_without_transformers()
+    return decoder.transformers.LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.n_embd,
         intermediate_size=shape.hidden,
-        num_hidden_layers=TIMED_BLOCKS,
+        num_hidden_layers=shape.n_layer,
         num_attention_heads=shape.n_head,
         num_key_value_heads=shape.n_kv_head,
+        tie_word_embeddings=shape.tied,
     )
+
+
+# Measure -----------------------------------------------------------------------------------------
+
+
+def time_model(shape, dtype, device):
+    """Seconds of a block and of a read-out, for a sequence of LENGTH each: medians."""
+    config = llama_config(shape._replace(n_layer=TIMED_BLOCKS))
     with torch.device(device):
-        return Decoder(LlamaForCausalLM(config).to(dtype))
+        hf = decoder.transformers.LlamaForCausalLM(config).to(dtype)
+        model = decoder.Decoder(hf)
+    idx = torch.randint(shape.vocab_size, (SEQUENCES, LENGTH), device=device)
+    times = [time_parts(model, idx) for _ in range(N_TIMES)]
+    return [statistics.median(of_part) for of_part in zip(*times, strict=True)]
 
 
-def cost(shape, dtype, device, n_sequences, length):
-    """A row of public_cost.json: what SEQUENCES of LENGTH would take, from times of n_sequences of
-    length."""
-    model = random_llama(shape, dtype, device)
-    idx = torch.randint(shape.vocab_size, (n_sequences, length), device=device)
-    with torch.no_grad():
-        block, read_out = (LENGTH / length * s for s in time_parts(model, idx))
-    n_fit = math.ceil(FIT_TOKENS * shape.n_embd / LENGTH)
-    runs = work(shape.n_layer, shape.n_embd, SEQUENCES, n_fit)
-    seconds = {score: block * a + read_out * b for score, (a, b) in runs.items()}
-    n_parameters = sum(p.numel() for p in model.hf.parameters())
-    one_block = sum(p.numel() for p in model.blocks[0].parameters())
-    n_parameters += (shape.n_layer - TIMED_BLOCKS) * one_block
-    model.config.n_layer = shape.n_layer
-    n_tokens = LENGTH * max(SEQUENCES, n_fit)
-    return {
-        "parameters": n_parameters,
-        "milliseconds_block": 1000 * block,
-        "milliseconds_read_out": 1000 * read_out,
-        "minutes": sum(seconds.values()) / 60,
-        "minutes_by_score": {score: value / 60 for score, value in seconds.items()},
-        "GiB": memory_needed(model.config, n_tokens, n_parameters, dtype) / GIB,
-    }
-
-
-def measure(arguments):
+def measure_all():
+    """The content of public_cost.json."""
     device = choose_hardware(TrainConfig()).device
-    torch.set_float32_matmul_precision("high")  # as pretrained.py has it on a GPU
+    torch.set_float32_matmul_precision("high")  # as pretrained.py scores
     rows = {}
-    for name, shape in SHAPES.items():
-        for dtype in DTYPES:
-            with memory_said(f"{name} in {dtype}", cure="a larger GPU is needed"):
-                size = (arguments.sequences, arguments.length)
-                row = cost(shape, getattr(torch, dtype), device, *size)
-            rows[f"{name}, {dtype}"] = row
-            say(f"{name}, {dtype}: {row['minutes']:.3g} minutes, {row['GiB']:.3g} GiB")
-    measured = {
+    for name, (shape, dtype) in MODELS.items():
+        with memory_said(name, cure="a larger GPU is needed"):
+            times = time_model(shape, getattr(torch, dtype), device)
+        rows[name] = row = count(shape, dtype, *times)
+        say(f"{name}: {row['minutes']:.3g} minutes, {row['GiB']:.3g} GiB")
+    return {
         "device": device_name(device),
         "torch": torch.__version__,
+        "transformers": decoder.transformers.__version__,
         "sequences": SEQUENCES,
         "length": LENGTH,
         "models": rows,
     }
-    write_json(arguments.out, rounded(measured, digits=4))
 
 
-def main():
+# Count -------------------------------------------------------------------------------------------
+
+
+def count(shape, dtype, block, read_out):
+    """A row of public_cost.json, from the seconds of a block and of a read-out: what all scores of
+    SEQUENCES sequences of LENGTH tokens take, as pretrained.py announces them on a GPU."""
+    n_fit = max(SEQUENCES, math.ceil(FIT_TOKENS * shape.n_embd / LENGTH))
+    runs = work(shape.n_layer, shape.n_embd, SEQUENCES, n_fit)
+    minutes = {
+        score: (block * n_blocks + read_out * n_read_outs) / 60
+        for score, (n_blocks, n_read_outs) in runs.items()
+    }
+    n_parameters = decoder.count_parameters(llama_config(shape))
+    memory = memory_needed(shape, LENGTH * n_fit, n_parameters, getattr(torch, dtype))
+    return {
+        "parameters": n_parameters,
+        "milliseconds_block": 1000 * block,
+        "milliseconds_read_out": 1000 * read_out,
+        "minutes": sum(minutes.values()),
+        "minutes_by_score": minutes,
+        "GiB": memory / GIB,
+    }
+
+
+TIMES = {"milliseconds_block": Number(least=0), "milliseconds_read_out": Number(least=0)}
+
+
+def count_again(path):
+    """What the file at path holds, with all counted anew from its times. Raises BadInput."""
+    measured = read_json(path, {"models": dict.fromkeys(MODELS, TIMES)})
+    if (measured.get("sequences"), measured.get("length")) != (SEQUENCES, LENGTH):
+        raise BadInput(f"{path} is not of {SEQUENCES} sequences of {LENGTH}: measure again")
+    rows = {}
+    for name, of_model in MODELS.items():
+        seconds = [measured["models"][name][of_part] / 1000 for of_part in TIMES]
+        rows[name] = count(*of_model, *seconds)
+    return {**measured, "models": rows}
+
+
+def run(arguments):
+    counted = count_again(arguments.out) if arguments.again else measure_all()
+    write_json(arguments.out, rounded(counted, DIGITS))
+
+
+def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("results/public_cost.json"))
-    parser.add_argument("--sequences", type=int, default=SEQUENCES, help="timed at once")
-    parser.add_argument("--length", type=int, default=LENGTH, help="of each, in tokens")
-    or_one_sentence(measure, parser.parse_args())
+    again_help = "count anew from the times that the file has"
+    parser.add_argument("--again", action="store_true", help=again_help)
+    or_one_sentence(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

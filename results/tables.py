@@ -1,4 +1,4 @@
-"""The tables of README.md, results/README.md and results/speed.md that hold measured numbers.
+"""The tables of README.md and of the pages in results/ that hold measured numbers.
 
 A page has <!-- table: depth --> and <!-- end --> on lines of their own; write_tables puts between
 them what TABLES makes of the files in results/. Each number is rounded once, from what the file
@@ -10,9 +10,13 @@ import re
 from functools import reduce
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
+
+import torch
 
 from configs.read import load_points
 from data.files import BadInput, read_json, read_text, write_text
+from model import GPT
 from results.claims import (
     CLAIMS,
     EXPERIMENT,
@@ -38,7 +42,10 @@ from results.verdicts import LEVEL, judge
 HERE = Path(__file__).parent
 PAGES = (
     HERE.parent / "README.md",
-    *(HERE / page for page in ("README.md", "speed.md", "theory.md", "pretrained/README.md")),
+    *(
+        HERE / page
+        for page in ("README.md", "speed.md", "machines.md", "theory.md", "pretrained/README.md")
+    ),
 )
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -124,25 +131,38 @@ BENCHED = {  # point of configs/bench.toml: what it is
     "T8192-full": "width 256, 16 blocks, context 8192, full attention",
     "T8192-window": "the same, window 512",
 }
-BENCH_LINE = re.compile(r"(?:(\w+) \d  )?(\S+)  ([\d,]+) tokens/s .* MFU ([\d.]+)%")
+BENCH_LINE = re.compile(
+    r"(?:(\w+) \d  )?(\S+)  ([\d,]+) tokens/s .* MFU ([\d.]+)%  memory ([\d.]+) GiB  (.+)"
+)
+
+
+class Benched(NamedTuple):
+    """A line of train.py --bench."""
+
+    code: str | None  # which one ran, in bench_turns.txt, before the number of its turn
+    point: str
+    tokens_per_second: float
+    mfu: float  # per cent
+    memory: float  # GiB
+    device: str
 
 
 def benched(file):
-    """[(which code, point, million tokens/s, MFU in per cent)], as train.py --bench printed them;
-    in bench_turns.txt behind the code's name and the number of its turn."""
+    """[Benched] of a file in results/ that holds what train.py --bench printed."""
     lines = read_text(HERE / file).splitlines()
     return [
-        (found[1], found[2], int(found[3].replace(",", "")) / 1e6, float(found[4]))
-        for found in map(BENCH_LINE.match, lines)
-        if found
+        Benched(code, point, float(speed.replace(",", "")), float(mfu), float(memory), device)
+        for code, point, speed, mfu, memory, device in (
+            found.groups() for found in map(BENCH_LINE.match, lines) if found
+        )
     ]
 
 
 def speed_table():
-    measured = {point: (speed, mfu) for _, point, speed, mfu in benched("bench.txt")}
+    measured = {row.point: row for row in benched("bench.txt")}
     rows = [table_row("model", "tokens/s", "MFU"), table_rule(3)]
     for point, name in BENCHED.items():
-        speed, mfu = measured[point]
+        speed, mfu = measured[point].tokens_per_second / 1e6, measured[point].mfu
         rows.append(table_row(name, f"{speed:.2f} M", f"{mfu:.0f} %"))
     return rows
 
@@ -154,11 +174,88 @@ def turns_table():
     measured = benched("bench_turns.txt")
     rows = [table_row("row of `bench.toml`", *CODES.values()), table_rule(1 + len(CODES))]
     for point in BENCHED:
-        of_point = [(code, speed) for code, of, speed, _ in measured if of == point]
+        of_point = [row for row in measured if row.point == point]
         speeds = [
-            ", ".join(f"{speed:.3f}" for of, speed in of_point if of == code) for code in CODES
+            ", ".join(f"{row.tokens_per_second / 1e6:.3f}" for row in of_point if row.code == code)
+            for code in CODES
         ]
         rows.append(table_row(point, *speeds))
+    return rows
+
+
+class Card(NamedTuple):
+    """A GPU, by its maker's data sheet."""
+
+    flops: float  # a second, in fp32 without tensor cores: train.py lets none round to TF32
+    bandwidth: float  # of its memory, bytes a second
+
+
+CARDS = {  # part of a device's name: NVIDIA's data sheets of H100 (SXM) and T4
+    "H100 80GB HBM3": Card(flops=67e12, bandwidth=3350e9),
+    "T4": Card(flops=8.1e12, bandwidth=320e9),
+}
+SMALL_MEMORY = 8e9  # bytes, of "a card of 8 GB"
+GIB = 2**30
+
+
+def card_of(device):
+    for name, card in CARDS.items():
+        if name in device:
+            return card
+    raise BadInput(f"no data sheet of {device} is in tables.py, only of {', '.join(CARDS)}")
+
+
+def on_card(flops, seconds, measured_on, card):
+    """(least, most) seconds on a slower Card of what took so many on another and has so many
+    floating-point operations. At least: these at the card's full rate, and nothing besides. At
+    most: the measured time, times the larger of the cards' ratios, of fp32 rates and of
+    bandwidths, as if the faster card had never waited."""
+    ratios = (measured_on.flops / card.flops, measured_on.bandwidth / card.bandwidth)
+    return flops / card.flops, seconds * max(ratios)
+
+
+def flops_per_token(config):
+    with torch.device("meta"):  # shapes alone
+        model = GPT(config)
+    return model.flops_per_token()
+
+
+def small_gpu_table():
+    """Of small_gpu.txt: what each depth of configs/small_gpu.toml takes where it was timed, and
+    would take on a T4."""
+    points = load_points(HERE.parent / "configs/small_gpu.toml", {"vocab_size": [8192]})
+    measured = benched("small_gpu.txt")
+    device = measured[0].device
+    columns = ("blocks", "GiB", "within 8 GB", "tokens/s", f"minutes, {device}")
+    rows = [table_row(*columns, "minutes, T4, **estimated**"), table_rule(1 + len(columns))]
+    for row in measured:
+        model, config, _ = points[row.point]
+        n_tokens = config.max_iters * config.sequences_per_step * model.block_size
+        seconds, flops = n_tokens / row.tokens_per_second, n_tokens * flops_per_token(model)
+        least, most = on_card(flops, seconds, card_of(device), CARDS["T4"])
+        cells = (
+            f"{row.memory:.2f}",
+            "yes" if row.memory * GIB < SMALL_MEMORY else "no",
+            f"{row.tokens_per_second:,.0f}",
+            minutes_text(seconds / 60),
+            f"{minutes_text(least / 60)} to {minutes_text(most / 60)}",
+        )
+        rows.append(table_row(str(model.n_layer), *cells))
+    return rows
+
+
+RUN_BY_TORCHRUN = re.compile(r"([\d.]+) s  (torchrun --nproc_per_node=(\d+) .+)")
+
+
+def two_gpus_table():
+    """Of two_gpus.txt: the wall time of equally many runs on one GPU and on several."""
+    found = map(RUN_BY_TORCHRUN.match, read_text(HERE / "two_gpus.txt").splitlines())
+    measured = [(int(run[3]), float(run[1]), run[2]) for run in found if run]
+    (alone,) = (seconds for n_gpus, seconds, _ in measured if n_gpus == 1)
+    rows = [table_row("GPUs", "command", "seconds", "times as fast"), table_rule(4)]
+    for n_gpus, seconds, command in measured:
+        faster = f"{alone / seconds:.2f}"
+        rows.append(table_row(str(n_gpus), f"`{command}`", f"{seconds:.0f}", faster))
     return rows
 
 
@@ -239,6 +336,30 @@ def public_table():
     return rows
 
 
+def public_cost_table():
+    """What all scores of a public model take on one GPU."""
+    counted = read_json(HERE / "public_cost.json", dict)
+    taken_on = f"minutes, {counted['sequences']} sequences of {counted['length']} tokens"
+    columns = (f"on one {counted['device']}", "ms a block", "ms a read-out", taken_on)
+    rows = [table_row(*columns, "of which the dearest score", "GiB, at most"), table_rule(6)]
+    for name, cost in counted["models"].items():
+        of_score = cost["minutes_by_score"]
+        dearest = max(of_score, key=of_score.get)
+        cells = (
+            f"{cost['milliseconds_block']:.3g}",
+            f"{cost['milliseconds_read_out']:.3g}",
+            minutes_text(cost["minutes"]),
+            f"`{dearest}`, {minutes_text(of_score[dearest])}",
+            f"{cost['GiB']:.1f}",
+        )
+        rows.append(table_row(name, *cells))
+    return rows
+
+
+def minutes_text(minutes):
+    return f"{minutes:#.2g}" if minutes < 9.95 else f"{minutes:,.0f}"
+
+
 EXPECTED = {"perplexity": "perplexity", "variance of h_L": "last-layer variance"}
 
 
@@ -304,11 +425,14 @@ TABLES = {
     "claims": claims_table,
     "speed": speed_table,
     "turns": turns_table,
+    "small_gpu": small_gpu_table,
+    "two_gpus": two_gpus_table,
     "scaling": scaling_table,
     "scoring": scoring_table,
     "files": files_table,
     "expected": expected_table,
     "public": public_table,
+    "public_cost": public_cost_table,
     "papers": papers_table,
     "masks": masks_table,
 }

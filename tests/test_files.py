@@ -59,6 +59,7 @@ COMMANDS = {
     "sparsity.py": ["sparsity.py", "none"],
     "prepare.py": ["data/prepare.py", "text", "none.txt"],
     "scaling.py": ["-m", "results.scaling"],
+    "public_cost.py": ["-m", "results.public_cost"],
     "published_way.py": ["-m", "results.published_way", "none"],
 }
 

@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "data.files",
     },
     "results.tables": {
+        "model",
         "configs.read",
         "results.claims",
         "results.report",
@@ -81,6 +82,15 @@ MAY_IMPORT = {
     "results.hot": {*DATA, *RESULTS},
     "results.scaling": {"train", "configs.read", *DATA, *RESULTS},
     "results.published_way": {"analyze", "train", "configs.read", *DATA, *RESULTS},
+    "results.public_cost": {
+        "decoder",
+        "pretrained",
+        "stream_scores",
+        "train",
+        "configs.read",
+        *DATA,
+        *RESULTS,
+    },
 }
 
 

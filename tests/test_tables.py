@@ -3,12 +3,15 @@
 import json
 import math
 import re
+import shutil
 from decimal import Decimal
 
 import numpy as np
 import pytest
 
+from conftest import REPOSITORY
 from data.files import BadInput
+from model import GPTConfig
 from results import tables
 from results.claims import CLAIMS, Verdict
 from results.tables import (
@@ -24,7 +27,7 @@ from results.tables import (
 )
 
 each_page = pytest.mark.parametrize(
-    "page", PAGES, ids=["README", "results/README", "speed", "theory", "pretrained"]
+    "page", PAGES, ids=["README", "results/README", "speed", "machines", "theory", "pretrained"]
 )
 
 
@@ -80,6 +83,97 @@ def test_masks_are_compared_from_the_sparsest_to_full_attention():
         assert float(ratio) == pytest.approx(growths[0] / growths[-1], abs=0.005)
         assert float(effect.split()[0]) == pytest.approx(slope, abs=1e-3)
         assert (verdict == "supported") <= (slope > 0) and (verdict == "opposed") <= (slope < 0)
+
+
+# What it takes elsewhere -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A folder in the place of results/, beside the configs."""
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(tables, "HERE", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def bench_line(n_layer, speed, memory, device="NVIDIA H100 80GB HBM3"):
+    return (
+        f"n_layer={n_layer},seed=0  {speed} tokens/s (1 to 2)  first step after 0.9 s  MFU 2.5%  "
+        f"memory {memory} GiB  {device}\n"
+    )
+
+
+def test_minutes_on_a_t4_by_hand(results):
+    """3050 steps of 64 sequences of 512 tokens, 99,942,400, at 166,571 a second: 10 minutes. At
+    most: a T4 has 8.1 of 67 TFLOP/s and 320 of 3350 GB/s, of which the latter is the smaller share;
+    104.7 minutes. At least: 8 blocks of width 256 have 4 x 256 x 256 + 3 x 256 x 704 weights each,
+    the read-out 8192 x 256, norms 17 x 256, and each weight six operations a token; attention
+    12 x 8 x 256 for each of 256.5 keys; 57.5 M in all, so 11.8 minutes at 8.1 TFLOP/s. 8 GB are
+    7.4506 GiB."""
+    lines = bench_line(8, "166,571", 7.45) + bench_line(32, "16,657", 7.46) + "all 2 points\n"
+    (results / "small_gpu.txt").write_text(lines, encoding="utf-8")
+    measured = cells_of("small_gpu")
+    assert measured["8"] == ["7.45", "yes", "166,571", "10", "12 to 105"]
+    assert measured["32"][:4] == ["7.46", "no", "16,657", "100"]
+    assert measured["32"][4].endswith(" to 1,047")
+    assert "H100" in TABLES["small_gpu"]()[0] and "T4, **estimated**" in TABLES["small_gpu"]()[0]
+
+
+def test_operations_a_token_by_hand():
+    weights = 8 * (4 * 256 * 256 + 3 * 256 * 704) + 8192 * 256 + 17 * 256
+    keys = sum(range(1, 513)) / 512
+    config = GPTConfig(n_layer=8, n_embd=256, n_head=4, block_size=512, vocab_size=8192)
+    assert tables.flops_per_token(config) == 6 * weights + 12 * 8 * 256 * keys
+
+
+@pytest.mark.parametrize("flops, bandwidth", [(2, 5), (5, 2)])
+def test_an_estimate_ends_at_the_larger_ratio(flops, bandwidth):
+    measured_on = tables.Card(flops=12e12, bandwidth=1e12)
+    other = tables.Card(flops=12e12 / flops, bandwidth=1e12 / bandwidth)
+    least, most = tables.on_card(36e12, 10, measured_on, other)
+    assert least == pytest.approx(3 * flops) and most == pytest.approx(50)
+
+
+def test_a_card_of_which_nothing_is_known_is_named(results):
+    line = bench_line(8, "166,571", 7.45, device="NVIDIA GeForce RTX 9999")
+    (results / "small_gpu.txt").write_text(line, encoding="utf-8")
+    with pytest.raises(BadInput, match="RTX 9999.*T4"):
+        TABLES["small_gpu"]()
+
+
+def test_two_gpus_are_compared_with_one(results):
+    (results / "two_gpus.txt").write_text(
+        "Wall time of 2 and 1:\n\n330.4 s  torchrun --nproc_per_node=1 train.py x --seed=0,1\n"
+        "177.6 s  torchrun --nproc_per_node=2 train.py x --seed=2,3\n",
+        encoding="utf-8",
+    )
+    measured = cells_of("two_gpus")
+    assert measured["1"] == ["`torchrun --nproc_per_node=1 train.py x --seed=0,1`", "330", "1.00"]
+    assert measured["2"] == ["`torchrun --nproc_per_node=2 train.py x --seed=2,3`", "178", "1.86"]
+
+
+def test_the_cost_of_public_models_names_the_dearest_score(results):
+    cost = {
+        "milliseconds_block": 0.456,
+        "milliseconds_read_out": 12.344,
+        "minutes": 1234.5,
+        "minutes_by_score": {"loss": 0.5, "linear": 1225.06, "causal": 8.94},
+        "GiB": 15.26,
+    }
+    counted = {"device": "a GPU", "sequences": 3, "length": 7, "models": {"1B, bfloat16": cost}}
+    (results / "public_cost.json").write_text(json.dumps(counted), encoding="utf-8")
+    row = ["0.456", "12.3", "1,234", "`linear`, 1,225", "15.3"]
+    assert cells_of("public_cost") == {"1B, bfloat16": row}
+    header = TABLES["public_cost"]()[0]
+    assert "on one a GPU" in header and "3 sequences of 7 tokens" in header
+
+
+@pytest.mark.parametrize(
+    "minutes, text", [(0.041, "0.041"), (2, "2.0"), (9.94, "9.9"), (9.96, "10"), (2345.6, "2,346")]
+)
+def test_minutes_have_two_digits_at_least(minutes, text):
+    assert tables.minutes_text(minutes) == text
 
 
 # Numbers in prose --------------------------------------------------------------------------------

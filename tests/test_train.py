@@ -549,16 +549,51 @@ def test_ctrl_c_says_how_to_go_on(project):
     assert "goes on" in process.communicate()[1] and process.returncode == 130
 
 
+def torchrun(project, *arguments):
+    """Train with these arguments in two processes, as torchrun starts them."""
+    (project / "start.py").write_text(command(project)[2], encoding="utf-8")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run([*start, project / "start.py", *arguments], check=True, capture_output=True)
+
+
 @pytest.mark.slow
 def test_torchrun_shares_the_points_out(project):
-    path = write_config(project, "[sweep]\nn_layer = [1, 2, 3]\n")
-    (project / "start.py").write_text(command(project)[2], encoding="utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    start = [*torchrun, project / "start.py", path]
-    subprocess.run(start, check=True, capture_output=True)
+    torchrun(project, write_config(project, "[sweep]\nn_layer = [1, 2, 3]\n"))
     for n_layer in (1, 2, 3):
         summary = read_json(run_folder(project, f"n_layer={n_layer}") / "summary.json")
         assert summary["tokens"] == 768
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_run_on_the_second_gpu_is_that_on_the_first(project):
+    """Steps recorded and replayed on both: in two processes, then seed 1 alone, on the first."""
+    path = write_config(project, "[sweep]\nseed = [0, 1]\n")
+    options = ["--device=auto", "--n_embd=64"]
+    torchrun(project, path, *options)
+    subprocess.run(command(project, path, *options, "--seed=1", "--out_dir=first"), check=True)
+    folders = [project / out / "small/seed=1" for out in ("out", "first")]
+    second, first = (read_json(folder / "summary.json") for folder in folders)
+    assert second["tokens"] == first["tokens"] == 768
+    assert second["val_loss"] == pytest.approx(first["val_loss"], abs=0.02)
+    before = read_log(folders[0])[0]["val_loss"]
+    assert second["val_loss"] < before - 0.02  # there is something to tell apart
+
+
+@pytest.mark.parametrize(
+    "device, rank, chosen", [("auto", 1, 1), ("cuda:2", 0, 2), ("cpu", 1, None)]
+)
+def test_the_gpu_of_a_process_is_made_the_current_one(monkeypatch, device, rank, chosen):
+    """As torch records a step on the current GPU. Of a machine with GPUs, as far as torch asks."""
+    current = []
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(train, "probe", torch.device)
+    monkeypatch.setattr(train, "has_triton", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    hardware = train.choose_hardware(TrainConfig(device=device))
+    assert current == ([] if chosen is None else [torch.device("cuda", chosen)])
+    assert current in ([], [hardware.device])
 
 
 # What goes wrong ---------------------------------------------------------------------------------
