@@ -47,8 +47,8 @@ SHARES = (*FROM_ZERO, "choice accuracy", "BLiMP")  # their axes end where a shar
 LOGARITHMIC = ("last-layer variance", "growth, var h_L / var h_1")
 POINT_TITLES = {  # where a metric's name does not say what it is
     "last-layer variance": "variance of the last state, h_L",
-    "causal": "change of later blocks, one skipped (causal)",
-    "permutation": "change of the loss, two swapped (permutation)",
+    "causal": "causal score, one block skipped",
+    "permutation": "permutation score, two swapped",
     "usefulness": "share of blocks above 10 % (usefulness)",
     "N_eff / L": "N_eff / L, a block made linear",
     "N_eff / L, removed": "N_eff / L, a block removed",
@@ -600,7 +600,8 @@ def ladder_figure(points):
     highest = min(JUST_ABOVE_ONE, axes[-1].get_ylim()[1])
     axes[-1].set(ylim=(0, highest), xticks=range(len(points)))
     axes[-1].set_xticklabels(points, **SLANTED)
-    axes[-1].legend(loc="upper left")
+    handles = axes[-1].get_legend_handles_labels()
+    figure.legend(*handles, ncols=len(LADDER), **LEGEND_BELOW)
     return figure
 
 

@@ -2,6 +2,7 @@
 without some blocks; and every bad input in one sentence."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 
 import decoder
 import pretrained
-from conftest import as_if_trained, write_data
+from conftest import REPOSITORY, as_if_trained, write_data
 from data.files import BadInput
 
 transformers = pytest.importorskip(
@@ -387,3 +388,18 @@ def test_a_damaged_analysis_is_one_sentence(workplace, refused):
     path = workplace / "out/pretrained/llama/analysis.json"
     path.write_text(path.read_text().replace('"prune_ratios": [', '"prune_ratios": ["x",'))
     assert "prune_ratios[0]" in refused_with(refused, "llama", "--scores", "removal")
+
+
+def test_the_warning_of_bfloat16_is_what_was_measured():
+    """Largest changes in percent, to one digit."""
+    folder = REPOSITORY / "results/pretrained"
+    files = ("SmolLM2-135M-Instruct.json", "SmolLM2-135M-Instruct-bfloat16.json")
+    exact, rough = (json.loads((folder / file).read_text(encoding="utf-8")) for file in files)
+    changed = [
+        (exact["prune_ratios"], rough["prune_ratios"]),
+        (exact["variance"]["without_first"], rough["variance"]["without_first"]),
+        (exact["variance"]["first"], rough["variance"]["first"]),
+    ]
+    percent = [100 * np.abs(np.divide(after, before) - 1).max() for before, after in changed]
+    said = re.findall(r"([\d.]+) %", pretrained.BF16_WARNING)
+    assert [float(number) for number in said] == [float(f"{each:.1g}") for each in percent]
