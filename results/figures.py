@@ -434,7 +434,7 @@ def draw_lines(axis, points, panel):
     if panel.ylim:
         axis.set_ylim(panel.ylim)
     if panel.log_x:
-        axis.set_xscale("log")
+        logarithmic(axis, "x")
     else:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
