@@ -27,6 +27,7 @@ from results.claims import (
     judge_sweep,
     margin_of,
 )
+from results.paper import PAPER, beside_paper
 from results.report import (
     corrected,
     enumerated,
@@ -281,29 +282,13 @@ def scoring_table():
     return [*rows, table_row(f"all of our scores, in {memory}", everything, "", "")]
 
 
-PAPERS = {  # what the paper measured, at 12, 16, 24 and 32 blocks; read off its figure: variance
-    "causal": ("0.355", "0.336", "0.289", "0.259"),
-    "permutation": ("0.985", "0.713", "0.438", "0.306"),
-    "usefulness, the map transposed": ("1.000", "0.813", "0.625", "0.562"),
-    "last-layer variance": ("1.6e3", "2.7e3", "5.3e3", "1e4"),
-}
-OURS = {name: METRICS[name] for name in ("causal", "permutation", "last-layer variance")} | {
-    "usefulness, the map transposed": entry("usefulness", "transposed"),
-    "usefulness": METRICS["usefulness"],
-}
-NO_SUCH = ("–",) * 4
-
-
-def papers_table():
-    """Depth in the paper beside ours. Its published script installs the fitted map transposed."""
-    points = points_of("depth").values()
-    depths = [f"ours, {runs[0].config['n_layer']}" for runs in points]
-    rows = [table_row("score", *(f"paper, {L}" for L in (12, 16, 24, 32)), *depths)]
-    rows.append(table_rule(1 + 4 + len(depths)))
-    for name, metric in OURS.items():
-        cells = [with_interval([metric(run) for run in runs]) for runs in points]
-        rows.append(table_row(name, *PAPERS.get(name, NO_SUCH), *cells))
-    return rows
+def paper_tables():
+    """The paper beside ours, a table for each sweep that both have."""
+    lines = []
+    for name in PAPER:
+        if (HERE / f"{name}.json").exists():
+            lines += ["", *beside_paper(name, points_of(name))]
+    return lines[1:]
 
 
 BESIDE = {  # score: (where a public model's file has it, what it is of a run of ours)
@@ -433,7 +418,7 @@ TABLES = {
     "expected": expected_table,
     "public": public_table,
     "public_cost": public_cost_table,
-    "papers": papers_table,
+    "paper": paper_tables,
     "masks": masks_table,
 }
 

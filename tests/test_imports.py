@@ -15,6 +15,7 @@ RESULTS = {
     "results.claims",
     "results.figures",
     "results.report",
+    "results.paper",
     "results.tables",
 }
 MAY_IMPORT = {
@@ -44,10 +45,12 @@ MAY_IMPORT = {
         "results.verdicts",
         "data.files",
     },
+    "results.paper": {"results.claims", "results.report"},
     "results.tables": {
         "model",
         "configs.read",
         "results.claims",
+        "results.paper",
         "results.report",
         "results.runs",
         "results.verdicts",
