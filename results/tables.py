@@ -365,20 +365,33 @@ def expected_table():
 
 
 def files_table():
-    """A row for each published sweep that lies here."""
-    columns = ("file", "runs", "scored", "seeds", "sequences", "torch", "device", "minutes")
-    rows = [table_row(*columns), table_rule(len(columns))]
+    """A row for each published sweep that lies here; at the end, the minutes of them all, of which
+    a run that several sweeps share counts once."""
+    columns = ("file", "runs", "scored", "seeds", "sequences", "torch", "device", *MINUTES)
+    rows, all_runs = [table_row(*columns), table_rule(len(columns))], {}
     for path in sorted(HERE.rglob("*.json"), key=lambda path: path.relative_to(HERE).parts):
         if read_text(path).startswith("["):  # others are no sweeps
-            rows.append(table_row(f"`{path.relative_to(HERE).as_posix()}`", *facts(path)))
-    return rows
+            runs = read_runs(path)
+            all_runs |= {(run.summary["seconds"], run.summary["val_loss"]): run for run in runs}
+            name = f"`{path.relative_to(HERE).as_posix()}`"
+            rows.append(table_row(name, *facts(path.stem, runs), *minutes(runs)))
+    blank = [""] * (len(columns) - 4)
+    each_once = (str(len(all_runs)), *blank, *minutes(all_runs.values()))
+    return [*rows, table_row("each run once", *each_once)]
 
 
-def facts(path):
-    runs = read_runs(path)
+MINUTES = ("training, minutes", "scoring, minutes")
+
+
+def minutes(runs):
+    """What MINUTES says, of these runs."""
+    scoring = [run.analysis.get("seconds", 0) for run in runs if run.analysis is not None]
+    return f"{sum(run.summary['seconds'] for run in runs) / 60:.0f}", f"{sum(scoring) / 60:.0f}"
+
+
+def facts(name, runs):
     scored = [run for run in runs if run.analysis is not None]
-    minutes = sum(run.summary["seconds"] for run in runs) / 60
-    config = HERE.parent / "configs" / f"{path.stem}.toml"
+    config = HERE.parent / "configs" / f"{name}.toml"
     n_points = len(load_points(config, {"vocab_size": [runs[0].config["vocab_size"]]}))
     return (
         f"{len(runs)} of {n_points}",
@@ -387,7 +400,6 @@ def facts(path):
         enumerated(run.analysis["sequences"] for run in scored),
         enumerated(run.summary["torch"] for run in runs),
         enumerated(run.summary["device"] for run in runs),
-        f"{minutes:.0f}",
     )
 
 

@@ -61,14 +61,18 @@ def test_scores_together_have_the_ratio_that_was_measured():
 
 
 def test_every_sweep_has_a_row_with_its_runs():
-    files = cells_of("files")
+    files, once = cells_of("files"), {}
     for path in HERE.rglob("*.json"):
         published = json.loads(read(path))
         if isinstance(published, list):
             n_runs, n_scored, *_ = files.pop(f"`{path.relative_to(HERE).as_posix()}`")
             assert int(n_runs.partition(" of ")[0]) == len(published)
             assert int(n_scored) == sum(run["analysis"] is not None for run in published)
+    n_once, *_, training, scoring = files.pop("each run once")
     assert not files
+    assert int(n_once) == len(once)
+    assert int(training) == round(sum(seconds for seconds, _ in once.values()) / 60)
+    assert int(scoring) == round(sum(seconds for _, seconds in once.values()) / 60)
 
 
 def test_masks_are_compared_from_the_sparsest_to_full_attention():
