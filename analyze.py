@@ -28,30 +28,20 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from configs.read import Point, TrainConfig
+from configs.read import TrainConfig
 from data import read
-from data.files import (
-    BadInput,
-    matched,
-    or_one_sentence,
-    read_json,
-    refuse_dashes,
-    say,
-    write_json,
-)
-from data.prepare import sha256_of, tokenizer
+from data.files import matched, or_one_sentence, refuse_dashes, say, write_json
+from data.prepare import tokenizer
 from data.read import (
     held_out_sequences,
     load_items,
     load_meta,
-    load_pairs,
     load_tokens,
     same_targets,
     spread_offsets,
@@ -59,17 +49,18 @@ from data.read import (
 )
 from downstream import choice_accuracy, minimal_pairs
 from model import GPT
-from results.report import counted, report_all, report_sweep
-from results.runs import (
-    SUMMARY,
-    described,
-    load_run,
-    publish_runs,
-    read_analysis,
-    read_runs,
-    refuse_other_code,
-    restore_runs,
+from pending import (
+    CPU_SEQUENCES,
+    SEQUENCES,
+    TASKS,
+    name_of,
+    refuse_options,
+    sweeps_of,
+    tasks_of,
+    work_on,
 )
+from results.report import counted, report_all, report_sweep
+from results.runs import described, load_run, publish_runs, read_runs, restore_runs
 from results.scores import (
     causal_changes,
     derived,
@@ -95,7 +86,6 @@ from train import (
     choose_hardware,
     duration,
     fast,
-    fingerprint,
     memory_said,
     open_block,
     variance_of,
@@ -103,30 +93,12 @@ from train import (
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
-SEQUENCES = 48  # to score on, as in results/
-CPU_SEQUENCES = 16
-# The files whose change makes scores others.
-SCORED_BY = [
-    Path(__file__).parent / name
-    for name in (
-        "analyze.py",
-        "downstream.py",
-        "sparsity.py",
-        "train.py",
-        "model.py",
-        "fast.py",
-        "data/read.py",
-        "data/prepare.py",
-        "results/scores.py",
-    )
-]
 JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
 DENSITY_SEQUENCES = 16
 SHORT_CONTEXT = 64  # tokens, of which 32 to 63 stand before a target
 SAME_TARGETS_SHARE = 1 / 4  # of eval_tokens
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
 BRANCHES = ("attention", "mlp")  # of a block
-TASKS = {"task": load_items, "blimp": load_pairs}  # option: what reads its file
 
 
 # States and interventions ------------------------------------------------------------------------
@@ -769,7 +741,7 @@ def encoding_of(config):
 
 
 def analyse_run(folder, work):
-    """Score what there is to do (Work) of a finished run, and write its analysis.json."""
+    """Score what a finished run lacks, by its Work (pending.py), and write its analysis.json."""
     started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
     model, config = load_run(folder, device)
     model = fast.with_sorted_experts(model) if fast else model
@@ -790,87 +762,6 @@ def analyse_run(folder, work):
     for task, path in work.tasks.items():
         analysis[task] = score_task(model, config, task, path)
     write_json(folder / "analysis.json", {**analysis, "scored_from": work.scored_from})
-
-
-# What there is to do -----------------------------------------------------------------------------
-
-
-class Work(NamedTuple):
-    """Of a run: what is to be scored, and what is there already."""
-
-    n_sequences: int | None  # to score on; None: these scores are there
-    tasks: dict  # {"task", "blimp": the file}
-    kept: dict  # entries of analysis.json that stay
-    scored_from: dict  # {"scores", "task", "blimp": what they follow from}, once it is done
-    code: str  # the fingerprint of the present code
-
-
-def work_on(folder, n_sequences=None, tasks=None, old_code=False, again=False):
-    """The Work that a finished run still needs, or None: it diverged, or has no weights any more,
-    as a restored one, or is scored just so (again: then, too, it is to do).
-
-    n_sequences None: as many as it is scored on already, or default_sequences. tasks: {"task",
-    "blimp": file}; an entry of one that is not among them stays, as long as weights, data and code
-    do. Raises BadInput where data or code are not those that the run was trained with (old_code:
-    the present code scores it all the same, which the report says)."""
-    diverged = read_json(folder / "summary.json", SUMMARY)["diverged"]
-    if diverged or not (folder / "ckpt.pt").exists():
-        return None
-    code = code_that_scores(folder, old_code)
-    source, tasks, analysis = source_of_scores(folder), tasks or {}, read_analysis(folder) or {}
-    was = analysis.get("scored_from", {})
-    there = {part: scored for part, scored in was.items() if scored.startswith(source)}
-    n_sequences = n_sequences or analysis.get("sequences") or default_sequences()
-    wanted = {"scores": f"{source}, {n_sequences} sequences"}
-    wanted |= {task: f"{source}, {sha256_of([path])}" for task, path in tasks.items()}
-    to_do = [part for part in wanted if again or there.get(part) != wanted[part]]
-    say_what_goes(folder, analysis, {**there, **wanted})
-    if not to_do:
-        return None
-    kept = {part: analysis[part] for part in there if part in TASKS and part in analysis}
-    return Work(
-        n_sequences=n_sequences if "scores" in to_do else None,
-        tasks={task: path for task, path in tasks.items() if task in to_do},
-        kept=kept if "scores" in to_do else analysis,
-        scored_from={**there, **wanted},
-        code=code,
-    )
-
-
-def code_that_scores(folder, old_code):
-    """The present code's fingerprint on a run's model."""
-    model_config, config, written = described(folder)
-    code = fingerprint(Point(model_config, config, sweep={}))
-    refuse_other_data(folder, written, config)
-    if not old_code:
-        or_else = ", or give --old_code to score it by the present code"
-        refuse_other_code(folder, written, code, or_else)
-    return code
-
-
-def source_of_scores(folder):
-    """What all scores of a run follow from: its weights and the code that scores, and its data."""
-    _, config, _ = described(folder)
-    files = [folder / "ckpt.pt", *filter(Path.exists, SCORED_BY)]  # fast.py may be deleted
-    return f"{sha256_of(files)}, {load_meta(config.dataset)['sha256']}"
-
-
-def say_what_goes(folder, analysis, stays):
-    for task in TASKS:
-        if task in analysis and task not in stays:
-            say(
-                f"{folder}: its scores on {analysis[task].get('file', 'a task')} are by other "
-                f"weights, data or code, and go: give --{task} again"
-            )
-
-
-def refuse_other_data(folder, written, config):
-    now = load_meta(config.dataset)["sha256"]
-    if written.get("data_sha256", now) != now:
-        raise BadInput(
-            f"data/{config.dataset} is not what {folder} was trained on: prepare it as it was, "
-            "or train again"
-        )
 
 
 # What scoring costs ------------------------------------------------------------------------------
@@ -950,83 +841,6 @@ def score_sweep(path, arguments):
     for folder, of in tqdm(work.items(), desc=path.name, unit="run", disable=None, leave=False):
         with memory_said(f"scoring {folder}"):
             analyse_run(folder, of)
-
-
-def tasks_of(arguments):
-    """{"task", "blimp": the file given}. Raises BadInput where one cannot be scored."""
-    given = {task: getattr(arguments, task) for task in TASKS}
-    given = {task: path for task, path in given.items() if path is not None}
-    for task, path in given.items():
-        if not TASKS[task](path):
-            raise BadInput(f"{path} is empty: give --{task} a file with items, a line each")
-    return given
-
-
-def name_of(path):
-    """A sweep's: of out/depth and of results/depth.json it is "depth"."""
-    return path.stem if path.suffix == ".json" else path.name
-
-
-def default_sequences():
-    """As many as in results/ on a GPU, fewer where they would take long."""
-    on_cuda = choose_hardware(TrainConfig()).device.type == "cuda"
-    return SEQUENCES if on_cuda else CPU_SEQUENCES
-
-
-def sweeps_of(paths):
-    """Of several paths, such as out/* or results/*.json, those with finished runs in them or with a
-    sweep's figures beside them; a line says which are left out. A file alone is taken as it is.
-    Raises BadInput where none is left, one does not exist, or two have one name."""
-    paths = [path if path.name not in ("", "..") else path.resolve() for path in paths]
-    if absent := [str(path) for path in paths if not path.exists()]:
-        raise BadInput(f"there is no {', no '.join(absent)}: train one first, with python train.py")
-    if len(paths) == 1 and paths[0].suffix == ".json":
-        return paths
-    sweeps = [
-        path
-        for path in paths
-        if any(path.glob("*/summary.json"))
-        or (path.suffix == ".json" and path.with_suffix("").is_dir())
-    ]
-    if not sweeps:
-        raise BadInput(what_to_name(paths[0]))
-    if skipped := [str(path) for path in paths if path not in sweeps]:
-        say(f"skipped, without finished runs, or figures beside them: {', '.join(skipped)}")
-    names = [name_of(path) for path in sweeps]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise BadInput(f"two sweeps are called {min(twice)}: analyze them one at a time")
-    return sweeps
-
-
-def what_to_name(path):
-    """A sentence for a path that is no sweep."""
-    published = Path(f"{path}.json")
-    if path.suffix == ".json":
-        return f"{path} has no figures beside it: name it alone, and it gets some"
-    if not path.is_dir():
-        return f"{path} is no sweep: name a folder of runs, such as out/demo, or a published .json"
-    if (path / "config.json").exists():
-        return f"{path} is one run: name its sweep, {path.parent}"
-    if published.is_file():
-        return f"{path} holds figures alone: name {published}"
-    if sweeps := sorted({file.parent.parent for file in path.glob("*/*/summary.json")}):
-        return f"{path} holds sweeps: name one, such as {sweeps[0]}, or all, {path}/*"
-    if any(path.glob("*.json")):
-        return f"{path} holds no runs: name one of its files, or all, {path}/*.json"
-    if any(path.glob("*/config.json")):
-        return f"{path} holds no finished run: the command that trained it goes on with it"
-    return f"{path} holds no finished run: train one first, with python train.py"
-
-
-def refuse_options(arguments, sweeps):
-    """Raises BadInput where options ask for what these sweeps cannot have."""
-    if all(path.suffix == ".json" for path in sweeps):
-        scoring = ("sequences", "task", "blimp", "again", "old_code")
-        if given := [name for name in scoring if getattr(arguments, name)]:
-            raise BadInput(
-                f"--{given[0]} scores runs, whose weights no published file holds: name their "
-                "folder, such as out/demo"
-            )
 
 
 def analyse_sweeps(arguments):

@@ -29,7 +29,6 @@ import decoder
 import stream_scores
 from analyze import (
     NUMBERS_AT_ONCE,
-    SCORED_BY,
     TOKENS_AT_ONCE,
     at_least_1,
     chunks,
@@ -62,6 +61,7 @@ from decoder import (
     save_without,
 )
 from downstream import choice_accuracy, minimal_pairs
+from pending import SCORED_BY
 from results.public import publish, read_analysis, report_model, report_models
 from stream_scores import SCORES, Passages, passages_of, work
 from train import choose_hardware, device_name, duration, memory_of, memory_said, peak_memory
