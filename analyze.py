@@ -39,6 +39,7 @@ from data import read
 from data.files import matched, or_one_sentence, refuse_dashes, say, write_json
 from data.prepare import tokenizer
 from data.read import (
+    SCORED_LENGTH,
     held_out_sequences,
     load_items,
     load_meta,
@@ -80,9 +81,9 @@ from results.scores import (
     usefulness,
 )
 from results.tables import write_tables
-from sparsity import TINY, densities, exact, predict_variance
+from sparsity import TINY, densities, in_float64, predict_variance
 from train import (
-    add_up,
+    branches_add_up,
     choose_hardware,
     duration,
     fast,
@@ -93,8 +94,8 @@ from train import (
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
-JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
-DENSITY_SEQUENCES = 16
+JACOBIAN_SHARE = 12  # one sequence in so many for the Jacobian, which costs as much as all else
+DENSITY_SEQUENCES = 16  # at most
 SHORT_CONTEXT = 64  # tokens, of which 32 to 63 stand before a target
 SAME_TARGETS_SHARE = 1 / 4  # of eval_tokens
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
@@ -118,7 +119,7 @@ def numbers_per_token(config):
     return (config.n_layer + 1) * config.n_embd + 4 * config.vocab_size
 
 
-def run(blocks, h):
+def run_blocks(blocks, h):
     for block in blocks:
         h = block(h)
     return h
@@ -141,7 +142,7 @@ def intervention_losses(model, idx, targets, interventions, blocks=None):
     for rows, wanted in chunks(model, idx, targets):
         states = hidden_states(model, rows, blocks)
         losses = [
-            exact(model.position_losses(run(rest, states[start]), wanted)).mean(dim=1)
+            in_float64(model.position_losses(run_blocks(rest, states[start]), wanted)).mean(dim=1)
             for start, rest in interventions
         ]
         pieces.append(torch.stack(losses, dim=1))
@@ -153,9 +154,9 @@ def untouched(model):
     return len(model.blocks), []
 
 
-def sums(*shape, device):
+def zeros_in_float64(*shape, device):
     """Zeros to add up in: float64, as sums over many tokens lose digits in fp32."""
-    return exact(torch.zeros(*shape, device=device))
+    return in_float64(torch.zeros(*shape, device=device))
 
 
 # Scores: what a block does to the stream ---------------------------------------------------------
@@ -168,12 +169,12 @@ def stream_by_token(model, idx, look_inside=None):
     "attention" and "mlp" add to it; (part, "size") and (part, "cosine") of the part's update and
     of the stream that it is added to, their norms' ratio and the cosine between them, part being
     "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians.
-    Without "attention" and "mlp" where blocks do not add_up of them.
+    Without "attention" and "mlp" where branches_add_up does not hold.
 
-    look_inside(block, h): what open_block returns, where blocks add up; otherwise, and always of a
-    model whose blocks are none of ours, {"after": the block's output}."""
+    look_inside(block, h): what open_block returns, where branches add up; otherwise, and always of
+    a model whose blocks are none of ours, {"after": the block's output}."""
     if look_inside is None:
-        look_inside = open_block if add_up(model, idx[:1]) else whole_block
+        look_inside = open_block if branches_add_up(model, idx[:1]) else whole_block
     pieces = {}
     for (rows,) in chunks(model, idx):
         h = model.embed(rows)
@@ -184,7 +185,7 @@ def stream_by_token(model, idx, look_inside=None):
                 layers.setdefault(name, []).append(values)
             h = parts["after"]
         for name, values in layers.items():
-            pieces.setdefault(name, []).append(exact(torch.stack(values, dim=-1)).cpu())
+            pieces.setdefault(name, []).append(in_float64(torch.stack(values, dim=-1)).cpu())
     return {name: torch.cat(of_name) for name, of_name in pieces.items()}
 
 
@@ -195,16 +196,14 @@ def whole_block(block, h):
 def block_by_token(h, parts):
     """What stream_by_token says of one block that was opened on h, {name: (B, T)}."""
     between, after = parts.get("between"), parts["after"]
-    measured = {
-        "residual": variance_of(after),
-        "angle": F.cosine_similarity(exact(h), exact(after), dim=-1).clamp(-1, 1).arccos(),
-    }
+    cosine = F.cosine_similarity(in_float64(h), in_float64(after), dim=-1)
+    measured = {"residual": variance_of(after), "angle": cosine.clamp(-1, 1).arccos()}
     updates = {"block": (h, after)}
     if between is not None:
         measured |= {branch: variance_of(parts[branch]) for branch in BRANCHES}
         updates |= {"attention": (h, between), "mlp": (between, after)}
     for part, (stream, updated) in updates.items():
-        update, stream = exact(updated - stream), exact(stream)
+        update, stream = in_float64(updated - stream), in_float64(stream)
         measured[part, "size"] = update.norm(dim=-1) / stream.norm(dim=-1).clamp_min(TINY)
         measured[part, "cosine"] = F.cosine_similarity(update, stream, dim=-1)
     return measured
@@ -212,8 +211,8 @@ def block_by_token(h, parts):
 
 def layer_variance(model, idx):
     """{"residual": of h_0 .. h_L, "attention": of what this branch adds, "mlp": the same}: variance
-    over features, mean over tokens. The branches, only of blocks that add_up, are taken before
-    the residual addition, also for experts (the published code takes those after). Beside the mean
+    over features, mean over tokens. The branches, only where they add up, are taken before the
+    residual addition, also for experts (the published code takes those after). Beside the mean
     over tokens "residual" has its "median", and its mean "without_first", where a few positions, or
     the first, may stand out."""
     return variances_of(stream_by_token(model, idx))
@@ -251,21 +250,22 @@ def jacobian_deviation(model, idx):
     (N, T), L, C = idx.shape, len(model.blocks), model.config.n_embd
     device = idx.device
     identity = torch.eye(C, dtype=model.head.weight.dtype, device=device)
-    jacobian, per_token = sums(L, C, C, device=device), sums(L, device=device)
+    jacobian = zeros_in_float64(L, C, C, device=device)
+    per_token = zeros_in_float64(L, device=device)
     for row in idx:
         with torch.no_grad():
             states = hidden_states(model, row[None])
         for l, block in enumerate(model.blocks):
-            squares = sums(T, device=device)  # ||J_t - I||^2 of every token
+            squares = zeros_in_float64(T, device=device)  # ||J_t - I||^2 of every token
             for features, gradients in block_jacobian(block, states[l][0]):
                 off_identity = gradients - identity[features, None]
-                squares += exact(off_identity).square().sum(dim=(0, 2))
+                squares += in_float64(off_identity).square().sum(dim=(0, 2))
                 features = features.to(jacobian.device)
-                jacobian[l][:, features] += exact(gradients).mean(dim=1).T / N
+                jacobian[l][:, features] += in_float64(gradients).mean(dim=1).T / N
             per_token[l] += squares.sqrt().mean() / C / N
     diagonal = torch.diag_embed(jacobian.diagonal(dim1=1, dim2=2))
     return {
-        "deviation": ((jacobian - exact(identity)).flatten(1).norm(dim=1) / C).cpu(),
+        "deviation": ((jacobian - in_float64(identity)).flatten(1).norm(dim=1) / C).cpu(),
         "off_diagonal": ((jacobian - diagonal).flatten(1).norm(dim=1) / C).cpu(),
         "spectral": torch.linalg.matrix_norm(jacobian, 2).cpu(),
         "per_token": per_token.cpu(),
@@ -278,9 +278,9 @@ def angular_distance(model, idx):
     n blocks at l (arXiv 2403.17887, which takes the last token only). And block influence,
     1 - mean cos(h_l, h_{l+1}), (L,) (arXiv 2403.03853)."""
     n_states = len(model.blocks) + 1
-    distance, cosine = (sums(n_states, n_states, device=idx.device) for _ in range(2))
+    distance, cosine = (zeros_in_float64(n_states, n_states, device=idx.device) for _ in range(2))
     for (rows,) in chunks(model, idx):
-        states = [exact(h.flatten(0, 1)) for h in hidden_states(model, rows)]
+        states = [in_float64(h.flatten(0, 1)) for h in hidden_states(model, rows)]
         directions = torch.stack([F.normalize(h, dim=-1) for h in states], dim=1)
         cosines = directions @ directions.mT  # (tokens, L + 1, L + 1)
         cosine += cosines.sum(dim=0) / idx.numel()
@@ -298,14 +298,14 @@ def block_influence(model, idx):
 def logit_lens(model, idx):
     """KL(p_l || p_L) in nats between the read-out of h_l and the final one, mean over tokens,
     (L + 1,); the last is 0."""
-    total = sums(len(model.blocks) + 1, device=idx.device)
+    total = zeros_in_float64(len(model.blocks) + 1, device=idx.device)
     for (rows,) in chunks(model, idx):
         states = hidden_states(model, rows)
         final = model.read_out(states[-1]).log_softmax(dim=-1)
         for l, h in enumerate(states):
             early = model.read_out(h).log_softmax(dim=-1)
             divergence = (early.exp() * (early - final)).sum(dim=-1)
-            total[l] += exact(divergence).sum() / idx.numel()
+            total[l] += in_float64(divergence).sum() / idx.numel()
     return total.cpu()
 
 
@@ -322,7 +322,7 @@ def causal_norms(model, idx):
         states = hidden_states(model, rows)
         deltas = [states[l + 1] - states[l] for l in range(L)]
         size = torch.stack([mean_norm(delta) for delta in deltas], dim=1)
-        changed = sums(len(rows), L, L, device=idx.device)
+        changed = zeros_in_float64(len(rows), L, L, device=idx.device)
         for s in range(L):
             h = states[s]
             for l in range(s + 1, L):
@@ -335,7 +335,7 @@ def causal_norms(model, idx):
 
 def mean_norm(delta):
     """(B, T, C) -> (B,): norms over features, mean over tokens."""
-    return exact(torch.linalg.vector_norm(delta, dim=-1)).mean(dim=1)
+    return in_float64(torch.linalg.vector_norm(delta, dim=-1)).mean(dim=1)
 
 
 def causal_matrix(model, idx):
@@ -360,14 +360,15 @@ def swap_losses(model, idx, targets, one_in=1):
     ]
     swapped, whole = torch.zeros(2, len(idx), len(swaps), dtype=torch.float64)
     for turn in range(one_in):
-        rows, pairs = slice(turn, None, one_in), slice(turn, None, one_in)
-        interventions = [untouched(model), *swaps[pairs]]
-        losses = intervention_losses(model, idx[rows], targets[rows], interventions)
-        swapped[rows, pairs], whole[rows, pairs] = losses[:, 1:], losses[:, :1]
+        mine = slice(turn, None, one_in)  # of the sequences, and of the pairs
+        interventions = [untouched(model), *swaps[mine]]
+        losses = intervention_losses(model, idx[mine], targets[mine], interventions)
+        swapped[mine, mine] = losses[:, 1:]
+        whole[mine, mine] = losses[:, :1]
     return swapped, whole
 
 
-def turns(L, N):
+def one_in_how_many(L, N):
     """One in how many of N sequences a pair of L blocks is swapped in, or greedy removal looks for
     its order in. All pairs and all removals grow as L^3 a sequence; beyond 16 blocks fewer
     sequences each keep their cost at about L, and two of them always remain."""
@@ -377,10 +378,10 @@ def turns(L, N):
 def permutation_matrix(model, idx, targets):
     """P[a, b] = |L(blocks a and b swapped) - L(M)| / L(M), symmetric, (L, L). Scalar: pair_mean."""
     swapped, whole = (losses.mean(dim=0) for losses in swap_losses(model, idx, targets))
-    return of_pairs(swap_changes(swapped, whole), len(model.blocks))
+    return matrix_of_pairs(swap_changes(swapped, whole), len(model.blocks))
 
 
-def of_pairs(values, L):
+def matrix_of_pairs(values, L):
     """The symmetric matrix (L, L) of a value for each pair, as np.triu_indices lists them."""
     matrix = torch.zeros(L, L, dtype=torch.float64)
     matrix[np.triu_indices(L, k=1)] = values
@@ -446,7 +447,7 @@ def fit_linear_maps(model, idx):
     L, C = len(model.blocks), model.config.n_embd
     triangles = [None] * L
     for (rows,) in chunks(model, idx):
-        states = [exact(h.flatten(0, 1)) for h in hidden_states(model, rows)]
+        states = [in_float64(h.flatten(0, 1)) for h in hidden_states(model, rows)]
         one = torch.ones_like(states[0][:, :1])
         for l in range(L):
             piece = torch.cat((states[l], one, states[l + 1]), dim=1)
@@ -489,7 +490,7 @@ def linear_ratios(model, maps, idx, targets, transposed=False):
 def losses_by_position(model, idx, targets):
     """Cross-entropy in nats of every target, (N, T), float64 on the CPU."""
     losses = [
-        exact(model.position_losses(hidden_states(model, rows)[-1], wanted)).cpu()
+        in_float64(model.position_losses(hidden_states(model, rows)[-1], wanted)).cpu()
         for rows, wanted in chunks(model, idx, targets)
     ]
     return torch.cat(losses)
@@ -524,6 +525,34 @@ def passes_over_data(model, config):
 
 
 # One run -----------------------------------------------------------------------------------------
+#
+# Most score_ functions return entries of analysis.json, and pseudo-values by sequence, from which
+# results/scores.py has their standard errors.
+
+
+def analyse_run(folder, work):
+    """Score what a finished run lacks, by its Work (pending.py), and write its analysis.json."""
+    started = time.perf_counter()
+    device = choose_hardware(TrainConfig()).device
+    model, config = load_run(folder, device)
+    model = fast.with_sorted_experts(model) if fast else model
+    analysis = dict(work.kept)
+    if n_sequences := work.n_sequences:
+        analysis |= score_run(model, config, n_sequences, device)
+        analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
+        analysis["same_targets"], pseudo = score_same_targets(model, config)
+        analysis["standard_errors"]["same_targets"] = standard_errors(pseudo)
+        analysis["per_sequence"]["same_targets"] = kept_per_sequence(pseudo)
+        analysis |= score_choices(model, config, ITEMS_PER_SEQUENCE * n_sequences)
+        analysis |= {
+            "seconds": time.perf_counter() - started,
+            "torch": torch.__version__,
+            "device": str(device),
+            "code": work.code,
+        }
+    for task, path in work.tasks.items():
+        analysis[task] = score_task(model, config, task, path)
+    write_json(folder / "analysis.json", {**analysis, "scored_from": work.scored_from})
 
 
 def score_run(model, config, n_sequences, device):
@@ -545,10 +574,11 @@ def score_run(model, config, n_sequences, device):
     stream, stream_pseudo = score_stream(model, idx)
     losses, loss_pseudo = score_interventions(compiled, idx, targets)
     linear, linear_pseudo = score_linear_maps(compiled, idx, targets, *others)
+    sequences_of = {"jacobian": len(few), **losses.pop("sequences_of")}
     pseudo = stream_pseudo | loss_pseudo | linear_pseudo
     analysis = {
         "sequences": len(idx),
-        "sequences_of": {"jacobian": len(few), **losses.pop("sequences_of")},
+        "sequences_of": sequences_of,
         "length": idx.shape[1],
         **stream,
         **losses,
@@ -556,7 +586,7 @@ def score_run(model, config, n_sequences, device):
         "jacobian": as_lists(jacobian),
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
-        "predicted_variance": predicted if add_up(model, idx[:1]) else None,
+        "predicted_variance": predicted if branches_add_up(model, idx[:1]) else None,
         "standard_errors": standard_errors(pseudo),
         "per_sequence": kept_per_sequence(pseudo),
     }
@@ -564,7 +594,7 @@ def score_run(model, config, n_sequences, device):
 
 
 def score_stream(model, idx):
-    """Entries of analysis.json, and their pseudo-values."""
+    """What blocks do to the stream."""
     by_token = stream_by_token(model, idx)
     of_sequences = {name: values.mean(dim=1) for name, values in by_token.items()}  # (N, L)
     entries = {"variance": as_lists(variances_of(by_token))}
@@ -586,9 +616,11 @@ def score_stream(model, idx):
 
 
 def score_interventions(model, idx, targets):
-    """Entries of analysis.json, and their pseudo-values."""
-    L, one_in = len(model.blocks), turns(len(model.blocks), len(idx))
-    norms, swaps = causal_norms(model, idx), swap_losses(model, idx, targets, one_in)
+    """What becomes of the others, or of the loss, without a block."""
+    L = len(model.blocks)
+    one_in = one_in_how_many(L, len(idx))
+    norms = causal_norms(model, idx)
+    swaps = swap_losses(model, idx, targets, one_in)
     removals = removal_losses(model, idx, targets)
     pruned = ratios_of(removals.mean(dim=0))
     curves = {
@@ -596,8 +628,8 @@ def score_interventions(model, idx, targets):
         for order in ("last", "least", "greedy")
     }
     causal = causal_changes(*(of_sequences.mean(dim=0).numpy() for of_sequences in norms))
-    permutation = of_pairs(swap_changes(*(losses.mean(dim=0) for losses in swaps)), L)
-    scores, pseudo = pseudo_values(interventions_come_to, *norms, *swaps, removals)
+    permutation = matrix_of_pairs(swap_changes(*(losses.mean(dim=0) for losses in swaps)), L)
+    scores, pseudo = pseudo_values(scores_of_interventions, *norms, *swaps, removals)
     _, pseudo["removal_use"] = pseudo_values(use_by_losses, removals)
     entries = {
         **{name: scores[name] for name in ("loss", "perplexity", "causal", "permutation")},
@@ -610,7 +642,7 @@ def score_interventions(model, idx, targets):
     return entries, pseudo
 
 
-def interventions_come_to(changed, size, swapped, whole, removals):
+def scores_of_interventions(changed, size, swapped, whole, removals):
     """Means over sequences of what causal_norms, swap_losses and removal_losses return -> {name:
     number or array}."""
     changes = swap_changes(swapped, whole)
@@ -629,8 +661,8 @@ def use_by_losses(losses):
 
 
 def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
-    """Entries of analysis.json, and their pseudo-values, the maps taken as they are; "same" is on
-    no more sequences than are scored, as wide maps are fitted on more of them."""
+    """What becomes of the loss when a block is made linear. Standard errors take the maps as they
+    are. "same" is on no more sequences than are scored, as wide maps are fitted on more of them."""
     maps, n = fit_linear_maps(model, fit_idx), len(idx)
     losses = linear_losses(model, maps, idx, targets)
     ratios = {
@@ -651,6 +683,7 @@ def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
 
 
 def score_similarity(model, idx):
+    """How alike the stream's states are: entries alone, without errors."""
     angular, influence = angular_distance(model, idx)
     return {
         "block_influence": influence.tolist(),
@@ -740,75 +773,57 @@ def encoding_of(config):
     return tokenizer(load_meta(config.dataset)["vocab_size"])
 
 
-def analyse_run(folder, work):
-    """Score what a finished run lacks, by its Work (pending.py), and write its analysis.json."""
-    started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
-    model, config = load_run(folder, device)
-    model = fast.with_sorted_experts(model) if fast else model
-    analysis = dict(work.kept)
-    if n_sequences := work.n_sequences:
-        analysis |= score_run(model, config, n_sequences, device)
-        analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
-        analysis["same_targets"], pseudo = score_same_targets(model, config)
-        analysis["standard_errors"]["same_targets"] = standard_errors(pseudo)
-        analysis["per_sequence"]["same_targets"] = kept_per_sequence(pseudo)
-        analysis |= score_choices(model, config, ITEMS_PER_SEQUENCE * n_sequences)
-        analysis |= {
-            "seconds": time.perf_counter() - started,
-            "torch": torch.__version__,
-            "device": str(device),
-            "code": work.code,
-        }
-    for task, path in work.tasks.items():
-        analysis[task] = score_task(model, config, task, path)
-    write_json(folder / "analysis.json", {**analysis, "scored_from": work.scored_from})
-
-
 # What scoring costs ------------------------------------------------------------------------------
 
 
 def whole_passes(config, n_sequences):
-    """About how many forward passes over its sequences the scores of a model take: a block swapped
-    with another, greedy removal, and for each block some ten interventions; the Jacobian, a pass
-    and its gradient for each feature, on few sequences; and multiple choice, twice, by four
-    continuations of some hundred tokens."""
+    """About how many forward passes over its sequences the scores of a model take."""
     L, C = config.n_layer, config.n_embd
+    swaps_and_greedy_removal = L * L / 2 / one_in_how_many(L, n_sequences)
+    interventions = 5 * L + 20  # some ten for each block, of half the stack each
+    jacobian = 3 * C / JACOBIAN_SHARE  # a pass and its gradient for each feature
+    # Twice, by four continuations of some hundred tokens.
     choices = 8 * ITEMS_PER_SEQUENCE * min(1, 100 / config.block_size)
-    return L * L / 2 / turns(L, n_sequences) + 5 * L + 20 + 3 * C / JACOBIAN_SHARE + choices
+    return swaps_and_greedy_removal + interventions + jacobian + choices
 
 
-def announce(path, work):
-    """Say how long scoring these runs, {folder: Work}, will take here, and in how much memory, by
-    the time of the first one's forward pass; tasks of one's own are not counted."""
-    whole = {folder: of.n_sequences for folder, of in work.items() if of.n_sequences}
-    if some := sorted({task.name for of in work.values() for task in of.tasks.values()}):
-        say(f"{path}: scoring {counted(len(work), 'run')} on {', '.join(some)}")
-    if not whole:
-        return
-    device = choose_hardware(TrainConfig()).device
-    model, config = load_run(next(iter(whole)), device)
+def seconds_per_operation(folder, device):
+    """Of a run's forward pass on two sequences, by GPT.flops_per_token."""
+    model, config = load_run(folder, device)
     idx, _ = held_out_sequences(config, model.config, 2, device=device)
     with torch.no_grad():
         model(idx)
         began = time.perf_counter()
         model(idx)[0].sum().item()  # waits for the device
         seconds = time.perf_counter() - began
-    per_operation = seconds / idx.numel() / model.flops_per_token()
-    total, largest = 0.0, 0.0
+    return seconds / idx.numel() / model.flops_per_token()
+
+
+def announce(path, to_do):
+    """Say how long scoring these runs, {folder: Work}, will take here, and in how much memory, by
+    the time of the first one's forward pass; tasks of one's own are not counted."""
+    files = sorted({file.name for work in to_do.values() for file in work.tasks.values()})
+    if files:
+        say(f"{path}: scoring {counted(len(to_do), 'run')} on {', '.join(files)}")
+    whole = {folder: work.n_sequences for folder, work in to_do.items() if work.n_sequences}
+    if not whole:
+        return
+    device = choose_hardware(TrainConfig()).device
+    per_operation = seconds_per_operation(next(iter(whole)), device)
+    seconds, most_bytes = 0.0, 0.0
     for folder, n_sequences in whole.items():
-        of_run = described(folder)[0]
-        with torch.device("meta"):  # counts alone
-            few = GPT(of_run)
-        n_tokens = n_sequences * min(of_run.block_size, idx.shape[1])
-        total += (
-            whole_passes(of_run, n_sequences) * n_tokens * few.flops_per_token() * per_operation
-        )
-        held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(of_run))
-        largest = max(largest, 4 * (held + few.count_parameters()))
+        config, _, _ = described(folder)
+        with torch.device("meta"):  # shapes alone
+            model = GPT(config)
+        n_tokens = n_sequences * min(config.block_size, SCORED_LENGTH)
+        n_operations = whole_passes(config, n_sequences) * n_tokens * model.flops_per_token()
+        seconds += n_operations * per_operation
+        n_numbers = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(config))
+        most_bytes = max(most_bytes, 4 * (n_numbers + model.count_parameters()))
     in_part = "; what needs float64 runs on the CPU" if device.type == "mps" else ""
     say(
         f"{path}: scoring {counted(len(whole), 'run')} on {max(whole.values())} sequences each "
-        f"takes about {duration(total)} and {max(0.1, largest / 2**30):.1f} GiB here{in_part}"
+        f"takes about {duration(seconds)} and {max(0.1, most_bytes / 2**30):.1f} GiB here{in_part}"
     )
 
 
@@ -834,13 +849,15 @@ def score_sweep(path, arguments):
     started = {file.parent for file in path.glob("*/config.json")}
     if unfinished := sorted(folder.name for folder in started - set(folders)):
         say(f"{path}: left out, as not trained to the end: {', '.join(unfinished)}")
-    options = (tasks_of(arguments), arguments.old_code, arguments.again)
-    work = {folder: work_on(folder, arguments.sequences, *options) for folder in folders}
-    work = {folder: of for folder, of in work.items() if of is not None}
-    announce(path, work)
-    for folder, of in tqdm(work.items(), desc=path.name, unit="run", disable=None, leave=False):
+    tasks, to_do = tasks_of(arguments), {}
+    for folder in folders:
+        work = work_on(folder, arguments.sequences, tasks, arguments.old_code, arguments.again)
+        if work is not None:
+            to_do[folder] = work
+    announce(path, to_do)
+    for folder, work in tqdm(to_do.items(), desc=path.name, unit="run", disable=None, leave=False):
         with memory_said(f"scoring {folder}"):
-            analyse_run(folder, of)
+            analyse_run(folder, work)
 
 
 def analyse_sweeps(arguments):

@@ -52,7 +52,7 @@ FEW_SEQUENCES = 4  # that predict_variance follows one by one for topk
 # Measured on a model -----------------------------------------------------------------------------
 
 
-def exact(x):
+def in_float64(x):
     """x in float64, in which sums and small differences keep their digits; on the CPU, where x is
     on an Apple GPU, which has no float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
@@ -62,7 +62,7 @@ def weight_density(weight):
     """Participation ratio (sum |w|)^2 / (n sum w^2) of any tensor: 1 when all magnitudes are
     equal, 2/pi = 0.64 for a Gaussian, 1/n when one weight holds everything. Scaling all weights
     changes nothing."""
-    magnitude = exact(weight.detach()).abs()
+    magnitude = in_float64(weight.detach()).abs()
     sum_of_squares = magnitude.square().sum().clamp_min(TINY)
     return (magnitude.sum() ** 2 / (magnitude.numel() * sum_of_squares)).item()
 
@@ -120,7 +120,7 @@ def attended_keys(model, idx):
 
 def mean_over_queries(values):
     """(B, H, T) -> (H,) float64: mean over positions, sum over sequences."""
-    return exact(values).mean(dim=-1).sum(dim=0)
+    return in_float64(values).mean(dim=-1).sum(dim=0)
 
 
 @torch.no_grad()

@@ -384,7 +384,7 @@ VARIANCE_TOKENS = 2**15  # a mean over so many tokens repeats to a per cent or t
 def evaluate(model, tokens, config):
     """{"val_loss": mean cross-entropy in nats, without router losses, on eval_tokens of tokens;
     "variance", "attention_variance", "mlp_variance": forward_with_variance's, on every n-th of
-    their sequences, VARIANCE_TOKENS in all; the branches' only of blocks that add_up}."""
+    their sequences, VARIANCE_TOKENS in all; the branches' only where branches_add_up}."""
     model.eval()
     T, device = model.config.block_size, model.head.weight.device
     offsets = spread_offsets(len(tokens), T, config.eval_tokens)
@@ -408,7 +408,7 @@ def mean_variance(model, tokens, offsets, batch_size):
     for batch in np.split(offsets, range(batch_size, len(offsets), batch_size)):
         idx, _ = take_sequences(tokens, batch, T, device)
         with uncompiled(device):
-            opened = add_up(model, idx[:1]) if opened is None else opened
+            opened = branches_add_up(model, idx[:1]) if opened is None else opened
             _, variance = forward_with_variance(model, idx, opened)
         for kind, values in variance.items():
             totals[kind] = totals.get(kind, 0) + values * len(batch) / len(offsets)
@@ -458,7 +458,7 @@ def open_block(block, h):
 
 
 @torch.no_grad()
-def add_up(model, idx):
+def branches_add_up(model, idx):
     """Is what open_block finds in each block, on idx (B, T), what the block adds to the stream, to
     rounding: h + attention = between, between + mlp = after? Not so where Block.forward was given
     another form, such as a norm behind each sum."""

@@ -148,7 +148,7 @@ def test_pairs_that_take_turns_are_each_swapped_in_their_own_sequences(n_layer, 
     [(1, 48, 1), (16, 48, 1), (24, 48, 1), (32, 48, 4), (64, 48, 16), (64, 16, 8), (32, 1, 1)],
 )
 def test_turns(n_layer, n_sequences, expected):
-    assert analyze.turns(n_layer, n_sequences) == expected
+    assert analyze.one_in_how_many(n_layer, n_sequences) == expected
 
 
 @each_toggle
@@ -784,7 +784,7 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
 
 def test_deep_models_are_swapped_in_fewer_sequences_which_analysis_says(monkeypatch):
     """Five sequences, of which a pair is swapped in two or three: means, jackknife and matrix."""
-    monkeypatch.setattr(analyze, "turns", lambda L, N: 2)
+    monkeypatch.setattr(analyze, "one_in_how_many", lambda L, N: 2)
     monkeypatch.setattr(analyze, "held_out_sequences", lambda *_, parity=0, device: data(5, parity))
     model, (idx, targets) = build(), data(5)
     analysis = analyze.score_run(model, None, 5, torch.device("cpu"))
@@ -987,7 +987,7 @@ def test_of_a_block_of_another_form_only_the_whole_is_measured(forward, dtype, m
 def test_every_block_of_ours_is_opened(toggle, dtype):
     model = build(**toggle)
     model.compute_dtype = dtype
-    assert analyze.add_up(model, data()[0])
+    assert analyze.branches_add_up(model, data()[0])
 
 
 def test_a_post_norm_run_is_trained_scored_and_reported(project, monkeypatch, capsys):
