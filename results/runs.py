@@ -278,15 +278,14 @@ def refuse_other_code(folder, written, code, or_else=""):
         )
 
 
-def twin_of(folder, identity, among):
-    """Another folder of a finished run of this identity in any sweep in the folder `among`, or
-    None."""
+def twin_of(folder, identity, out_dir):
+    """Another folder of a finished run of this identity, in any sweep in out_dir, or None."""
 
     def what(options):
         elsewhere = ("out_dir", "checkpoint_interval", "sweep")
         return {name: value for name, value in options.items() if name not in elsewhere}
 
-    for path in sorted(among.glob("*/*/summary.json")):
+    for path in sorted(out_dir.glob("*/*/summary.json")):
         twin = path.parent
         try:
             is_same = what(read_json(twin / "config.json", dict)) == what(identity)
