@@ -78,7 +78,7 @@ def refuse_if_different(config, grouped_experts=True):
     random weights, few tokens and narrow masks, on the CPU in fp32, in training as in evaluation.
     So an edit of model.py that would not reach the fast layers is not trained in silence."""
     try:
-        same = computes_the_same(few_tokens_of(config), grouped_experts)
+        same = computes_the_same(small_config(config), grouped_experts)
     except (AttributeError, TypeError, RuntimeError, ValueError):  # a layer has other parts now
         same = False
     if not same:
@@ -88,7 +88,8 @@ def refuse_if_different(config, grouped_experts=True):
         )
 
 
-def few_tokens_of(config):
+def small_config(config):
+    """A small model's config with the same toggles."""
     n_expert = min(config.n_expert, max(8, config.n_expert_active))
     return replace(
         config,
@@ -120,10 +121,11 @@ def computes_the_same(config, grouped_experts):
         swap_layers(swapped, grouped_experts)
         wanted, got = everything_computed(plain, idx), everything_computed(swapped, idx)
     agree = all(near(ours, theirs) for ours, theirs in zip(got, wanted, strict=True))
-    return agree and all(blocks_agree(block.attention) for block in swapped.blocks)
+    return agree and all(key_blocks_agree(block.attention) for block in swapped.blocks)
 
 
 def everything_computed(model, idx):
+    """[logits in evaluation, loss in training, every parameter's gradient]."""
     inputs, targets = idx[:, :-1], idx[:, 1:]
     with torch.no_grad():
         logits, _ = model.eval()(inputs)
@@ -141,7 +143,8 @@ def near(ours, theirs, tolerance=2e-5):
     return bool((ours - theirs).norm() <= tolerance * theirs.norm() + 1e-9)
 
 
-def blocks_agree(attention):
+def key_blocks_agree(attention):
+    """Is attention by blocks of keys, where the layer has it, what model.py defines?"""
     if not hasattr(attention, "by_blocks"):
         return True
     D, H, T = attention.head_size, attention.config.n_head, attention.config.block_size

@@ -443,25 +443,24 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
     the sequences idx, (T,) or (N, T); the blocks' weights are kept with probability `keep`. Exact
     as widths grow; only equal tokens are correlated at h_0.
 
-    Averaged over sequences is c_0, which costs one prediction for all of them, and loses less than
-    a tenth of the sequences' own differences (0.3 % for 96 sequences of books that differ by 5 %),
-    but for topk, which picks equal tokens together, a mean of squares, up to 15 %. So of topk
-    a few sequences, FEW_SEQUENCES, are followed one by one, too, and give what the mean loses.
+    It is c_0 that is averaged over sequences, so that one prediction serves them all. This loses
+    less than a tenth of the sequences' own differences (0.3 % for 96 sequences of books that differ
+    by 5 %); but up to 15 % with topk, which picks equal tokens together. So with topk a few
+    sequences, FEW_SEQUENCES, are followed one by one, too, and give what the mean loses.
+
     Layer-norm scaling divides a block's inputs, hence its s2, by its number. An embedding norm
     leaves h_0 a variance of 1."""
     idx = idx.reshape(-1, idx.shape[-1])
-    s2 = [
-        keep * std**2 / (l if config.layer_norm_scaling else 1)
-        for l in range(1, 1 + config.n_layer)
-    ]
-    statistics = {each: attention_statistics(config, idx.shape[1], each) for each in set(s2)}
+    s2 = keep * std**2
+    s2_in = [s2 / (l if config.layer_norm_scaling else 1) for l in range(1, 1 + config.n_layer)]
+    statistics = {each: attention_statistics(config, idx.shape[1], each) for each in set(s2_in)}
 
     def curve(rows):
         equal = sum((row[:, None] == row[None, :]).double() for row in rows) / len(rows)
         covariance = std**2 * equal
         if config.embedding_norm:
             covariance = behind_norm(covariance)
-        return np.array(variance_curve(config, covariance, keep * std**2, s2, statistics))
+        return np.array(variance_curve(config, covariance, s2, s2_in, statistics))
 
     if config.attention != "topk":
         return curve(idx).tolist()
@@ -480,14 +479,14 @@ def variance_curve(config, covariance, s2, s2_in, statistics):
     s2_down = s2_out * config.down_init_scale**2
     probability = attention_probability(config, len(covariance))
     variance = [covariance.diagonal().mean().item()]
-    for each in s2_in:
+    for s2_block in s2_in:
         correlation = normalised(covariance)
         branch = attention_branch(
-            config.n_embd, each, s2_out, probability, correlation, statistics[each]
+            config.n_embd, s2_block, s2_out, probability, correlation, statistics[s2_block]
         )
         covariance = covariance + as_added(config, branch)
         correlation = normalised(covariance)
-        branch = feed_forward_branch(config, each, s2_down, correlation)
+        branch = feed_forward_branch(config, s2_block, s2_down, correlation)
         covariance = covariance + as_added(config, branch)
         variance.append(covariance.diagonal().mean().item())
     return variance
@@ -590,6 +589,7 @@ def theory_of_cases(folder, n_seeds=32):
 
 
 def write_theory(folder, name, figure, n_seeds, **numbers):
+    """<name>.png and <name>.json into folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(figure, folder / f"{name}.png")
@@ -628,7 +628,8 @@ def theory_of_masks(folder, n_seeds=16, depths=(1, 4, 16)):
         rows.sort(key=lambda row: row["density"])
         patterns[name] = {"points": rows, "verdicts": {}}
         for layer in depths:
-            growth, margin = [row["growth"][layer] for row in rows], margin_of("growth")
+            growth = [row["growth"][layer] for row in rows]
+            margin = margin_of("growth")
             verdict, effect, half, p = judge(growth, "rises", log=True, margin=margin)
             verdicts = {"verdict": verdict, "effect": effect, "half": half, "p": p}
             patterns[name]["verdicts"][layer] = verdicts

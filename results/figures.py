@@ -170,7 +170,8 @@ class Panel:
 
 
 def growth(*keys):
-    """The same for ratios of losses, as relative growth of the loss: 0.1 for 1.1."""
+    """The function of a run that looks up ratios of losses by these keys, as relative growth of the
+    loss: 0.1 for 1.1."""
     ratios = entry(*keys)
     return lambda run: np.maximum(np.array(ratios(run)) - 1, SMALLEST_GROWTH)
 
