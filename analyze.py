@@ -317,7 +317,8 @@ def causal_norms(model, idx):
     """For each sequence of idx (N, T), mean over its tokens: (N, L, L) ||delta'_l - delta_l||, the
     change of what block l adds when block s is skipped, at [:, s, l > s], zero elsewhere; and
     (N, L) ||delta_l||."""
-    L, pieces = len(model.blocks), []
+    L = len(model.blocks)
+    pieces = []
     for (rows,) in chunks(model, idx):
         states = hidden_states(model, rows)
         deltas = [states[l + 1] - states[l] for l in range(L)]
@@ -471,7 +472,8 @@ def linear_losses(model, maps, idx, targets, transposed=False):
     linear map. maps from fit_linear_maps on other sequences (the honest way) or on idx (as
     published). transposed=True installs W where W^T belongs, which is what the published script
     does (it puts lstsq's solution into nn.Linear.weight as it comes)."""
-    blocks, interventions = list(model.blocks), [untouched(model)]
+    blocks = list(model.blocks)
+    interventions = [untouched(model)]
     for l, (W, b) in enumerate(maps):
         stand_in = linear_block(W.T if transposed else W, b)
         interventions.append((l, [stand_in, *blocks[l + 1 :]]))
@@ -498,7 +500,8 @@ def losses_by_position(model, idx, targets):
 
 def text_losses(model, config, split):
     """losses_by_position in the model's whole context, on eval_tokens of train.bin or val.bin."""
-    tokens, T = load_tokens(config.dataset, split, model.config), model.config.block_size
+    tokens = load_tokens(config.dataset, split, model.config)
+    T = model.config.block_size
     offsets = spread_offsets(len(tokens), T, config.eval_tokens)
     device = model.head.weight.device
     return losses_by_position(model, *take_sequences(tokens, offsets, T, device))
@@ -663,7 +666,8 @@ def use_by_losses(losses):
 def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
     """What becomes of the loss when a block is made linear. Standard errors take the maps as they
     are. "same" is on no more sequences than are scored, as wide maps are fitted on more of them."""
-    maps, n = fit_linear_maps(model, fit_idx), len(idx)
+    maps = fit_linear_maps(model, fit_idx)
+    n = len(idx)
     losses = linear_losses(model, maps, idx, targets)
     ratios = {
         "held_out": ratios_of(losses.mean(dim=0)),
@@ -727,9 +731,11 @@ def score_same_targets(model, config):
     text: the loss on tokens that are the same for all contexts, in windows of the model's own
     context and in those of SHORT_CONTEXT. A context that is too short or too long for one of the
     two, or a text too short for both, goes without."""
-    tokens, T = load_tokens(config.dataset, "val", model.config), model.config.block_size
+    tokens = load_tokens(config.dataset, "val", model.config)
+    T = model.config.block_size
     firsts = same_targets(len(tokens), int(config.eval_tokens * SAME_TARGETS_SHARE))
-    entry, pseudo = {"targets": len(firsts) * (read.LONGEST_CONTEXT // 2)}, {}
+    entry = {"targets": len(firsts) * (read.LONGEST_CONTEXT // 2)}
+    pseudo = {}
     for name, length in {"own_context": T, "short_context": SHORT_CONTEXT}.items():
         if len(firsts) and 2 <= length <= min(T, read.LONGEST_CONTEXT):
             of_stretches = losses_of_targets(model, tokens, firsts, length).mean(dim=1).numpy()
@@ -761,7 +767,8 @@ def score_choices(model, config, n_items):
 
 def score_task(model, config, task, path):
     """The entry of analysis.json for a file of items, "task", or of pairs of sentences, "blimp"."""
-    items, encoding = TASKS[task](path), encoding_of(config)
+    items = TASKS[task](path)
+    encoding = encoding_of(config)
     if task == "task":
         return {"file": path.name, **choice_accuracy(model, items, encoding.encode_ordinary)}
     end_of_text = encoding.n_vocab - 1
@@ -849,7 +856,8 @@ def score_sweep(path, arguments):
     started = {file.parent for file in path.glob("*/config.json")}
     if unfinished := sorted(folder.name for folder in started - set(folders)):
         say(f"{path}: left out, as not trained to the end: {', '.join(unfinished)}")
-    tasks, to_do = tasks_of(arguments), {}
+    tasks = tasks_of(arguments)
+    to_do = {}
     for folder in folders:
         work = work_on(folder, arguments.sequences, tasks, arguments.old_code, arguments.again)
         if work is not None:

@@ -204,7 +204,9 @@ def block_mask(config, device):
     """FlexAttention's mask, of whole blocks of queries and keys. One far key in every stride would
     touch each block of keys, and none could be skipped; so the strided far keys are gathered into a
     short run of columns of their own, before all the near ones (BlockSparseAttention.attend)."""
-    T, stride, mask = config.block_size, config.stride, MASKS[config.attention]
+    T = config.block_size
+    stride = config.stride
+    mask = MASKS[config.attention]
     n_far = T // stride if config.attention == "strided" else 0
 
     def is_visible(b, h, q, column):
@@ -272,7 +274,8 @@ class GroupedMoE(MoE):
         return count / chosen.numel()
 
     def mix(self, tokens, weight, chosen):
-        K, dtype = self.config.n_expert_active, tokens.dtype
+        K = self.config.n_expert_active
+        dtype = tokens.dtype
         order, place, count = sort_by_counting(chosen.flatten(), self.config.n_expert)
         ends = count.cumsum(dim=0, dtype=torch.int32)
         token, rows_of_token = order // K, place.view(-1, K)
@@ -358,8 +361,11 @@ class RecordedStep:
         for group in self.groups:
             group["capturable"] = True
             self.learning_rates.append(torch.tensor(group["lr"], device=device))
-        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-        self.n_calls, self.batch, self.result = 0, None, None
+        self.graph = torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream(device)
+        self.n_calls = 0
+        self.batch = None
+        self.result = None
 
     def __call__(self, batch):
         if self.batch is None:

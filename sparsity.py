@@ -103,7 +103,8 @@ def attended_keys(model, idx):
     or before the query; both averaged over queries: {"keys", "share"}, each (n_layer, n_head)
     float64. idx (N, T). Uniform attention over n keys counts n."""
     attentions = [block.attention for block in model.blocks]
-    n_head, T = model.config.n_head, idx.shape[1]
+    n_head = model.config.n_head
+    T = idx.shape[1]
     keys = torch.zeros(len(attentions), n_head, dtype=torch.float64)
     share = torch.zeros_like(keys)
     available = torch.arange(1, T + 1, device=idx.device)
@@ -146,7 +147,8 @@ def densities(model, idx):
     "weight", "attention", "key_value", "expert", and what they were computed from. "balance" is
     exp(entropy of expert use) / n_expert."""
     config = model.config
-    weights, attended = weight_sparsity(model), attended_keys(model, idx)
+    weights = weight_sparsity(model)
+    attended = attended_keys(model, idx)
     result = {
         "weight": weights["density"],
         "attention": attended["share"].mean().item(),
@@ -276,12 +278,17 @@ def kept_weight(n, n_kept, v, power, normalize=True):
                              + (n_kept - 1) g up_power up^(n_kept - 2))
 
     where up_power is the integral of exp(power score) g."""
-    scores, dz, d_log_t = math.sqrt(v) * SCORES, SCORES[1] - SCORES[0], 0.5
+    scores = math.sqrt(v) * SCORES
+    dz = SCORES[1] - SCORES[0]
+    d_log_t = 0.5
     largest = scores[-1].item()
     t = torch.arange(-20 - largest, 6 + largest, d_log_t, dtype=torch.float64).exp()[:, None]
-    exponential, density = torch.exp(power * scores), normal_density(SCORES) * dz
+    exponential = torch.exp(power * scores)
+    density = normal_density(SCORES) * dz
     g = density * torch.exp(-t * torch.exp(scores))  # (t, z)
-    up, up_power, down = above(g), above(g * exponential), below(density if normalize else g)
+    up = above(g)
+    up_power = above(g * exponential)
+    down = below(density if normalize else g)
     log_up, log_down = up.clamp_min(TINY).log(), down.clamp_min(TINY).log()
     ways = math.log(n) + math.lgamma(n) - math.lgamma(n_kept) - math.lgamma(n - n_kept + 1)
     rest = ways + (n - n_kept) * log_down + (n_kept - 1) * log_up
@@ -398,8 +405,10 @@ def attention_statistics(config, T, s2):
     and centring m of them keeps 1 - 1/m of it, so the spread is 1 + (e^v - 1) (1 - 1/m): 1 for one
     key, e^v for many. kept_weight gives the same without the approximation, and for topk."""
     topk = config.topk if config.attention == "topk" else T
-    in_sight, v = visible(config, T).sum(dim=1), (config.n_embd * s2) ** 2
-    in_use, most = in_sight.clamp(max=topk), in_sight.max().item()
+    in_sight = visible(config, T).sum(dim=1)
+    v = (config.n_embd * s2) ** 2
+    in_use = in_sight.clamp(max=topk)
+    most = in_sight.max().item()
     some = sorted({n for n in (topk, most, *(round(1.2**i) for i in range(60))) if n <= most})
     spread = [min(n, topk) * kept_weight(n, min(n, topk), v, power=2) for n in some]
     spread = np.interp(in_sight.log(), np.log(some), spread)  # smooth between those

@@ -83,7 +83,8 @@ def passages_of(ids, bos, n_sequences, length, n_fit):
     if bos is not None:
         windows = torch.cat((torch.full((n_windows, 1), bos), windows), dim=1)
     to_score, to_fit = windows[0::2], windows[1::2]
-    rows, others = spread_over(to_score, n_sequences), spread_over(to_fit, max(n_sequences, n_fit))
+    rows = spread_over(to_score, n_sequences)
+    others = spread_over(to_fit, max(n_sequences, n_fit))
     return Passages(rows[:, :-1], rows[:, 1:], others[:, :-1], others[:, 1:])
 
 
@@ -143,7 +144,8 @@ def score_stretches(model, passages):
     """Loss ratios without each stretch of n blocks, [n - 1][first block], n = 1, 2, ... as long as
     some stretch costs less than DEAREST of the loss, and one more."""
     idx, targets = passages.idx, passages.targets
-    blocks, ratios = list(model.blocks), []
+    blocks = list(model.blocks)
+    ratios = []
     whole = intervention_losses(model, idx, targets, [(len(blocks), [])]).mean()
     for n in range(1, len(blocks)):
         removals = [(first, blocks[first + n :]) for first in range(len(blocks) - n + 1)]

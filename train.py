@@ -487,9 +487,11 @@ def open_block(block, h):
     """Run the stream h (B, T, C) through a block, and look inside: {"attention": what this branch
     adds to the stream, "between": the stream that the other branch reads, "mlp": what that adds,
     "after": the stream behind the block}, (B, T, C) each."""
-    parts, attention, mlp, factor = {}, block.attention, block.mlp, 1.0
-    if isinstance(block, RemediedBlock):
+    if isinstance(block, RemediedBlock):  # its branches end in their outer norms
         attention, mlp, factor = block.attention_outer_norm, block.mlp_outer_norm, block.factor
+    else:
+        attention, mlp, factor = block.attention, block.mlp, 1.0
+    parts = {}
     handles = [
         attention.register_forward_hook(lambda _, x, y: parts.update(attention=factor * y)),
         block.mlp_norm.register_forward_pre_hook(lambda _, x: parts.update(between=x[0])),

@@ -419,7 +419,9 @@ def at_best_rate(option, points, diverged):
     """points: lists of runs. Where every value was tried at the same several learning rates, each
     value's list of lowest mean perplexity, of the rates at which none of its runs diverged; else
     the points as they are."""
-    left_out, by_value, n_kept = rates_left_out(option, diverged), {}, 0
+    left_out = rates_left_out(option, diverged)
+    by_value = {}
+    n_kept = 0
     for runs in points:
         value, rate = value_of(option, runs[0]), runs[0].config["learning_rate"]
         if rate not in left_out.get(value, ()):

@@ -449,7 +449,8 @@ def checked(run, source):
 def check_log(run, source):
     """Raises BadInput where validations are missing, or not of the model's states."""
     interval, n_steps = run.config["eval_interval"], run.config["max_iters"]
-    steps, n_states = [line["step"] for line in run.log], run.config["n_layer"] + 1
+    steps = [line["step"] for line in run.log]
+    n_states = run.config["n_layer"] + 1
     places = range(0, n_steps, interval)  # and the last step
     wanted = [*places[: len(steps)], n_steps][: len(steps)]
     n_places = -(-n_steps // interval)  # len(places), which may be too large for len
