@@ -165,11 +165,15 @@ def zeros_in_float64(*shape, device):
 @torch.no_grad()
 def stream_by_token(model, idx, look_inside=None):
     """What blocks do to the stream at every token of idx (N, T), {name: (N, T, L)}, float64 on the
-    CPU: the variance over features of "residual" (h_0 .. h_L: L + 1 of them), and of what
-    "attention" and "mlp" add to it; (part, "size") and (part, "cosine") of the part's update and
-    of the stream that it is added to, their norms' ratio and the cosine between them, part being
-    "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians.
-    Without "attention" and "mlp" where branches_add_up does not hold.
+    CPU:
+
+    "residual"          variance over features of h_0 .. h_L, L + 1 of them
+    "attention", "mlp"  variance over features of what this branch adds
+    (part, "size")      norm of the part's update over that of the stream it is added to
+    (part, "cosine")    cosine between these two
+    "angle"             arccos cos(h_l, h_{l+1}), in radians
+
+    A part is "attention", "mlp" or the whole "block"; only this where branches do not add up.
 
     look_inside(block, h): what open_block returns, where branches add up; otherwise, and always of
     a model whose blocks are none of ours, {"after": the block's output}."""
@@ -210,11 +214,13 @@ def block_by_token(h, parts):
 
 
 def layer_variance(model, idx):
-    """{"residual": of h_0 .. h_L, "attention": of what this branch adds, "mlp": the same}: variance
-    over features, mean over tokens. The branches, only where they add up, are taken before the
-    residual addition, also for experts (the published code takes those after). Beside the mean
-    over tokens "residual" has its "median", and its mean "without_first", where a few positions, or
-    the first, may stand out."""
+    """Variance over features, mean over tokens: {"residual": of h_0 .. h_L, "attention" and "mlp":
+    of what this branch adds}.
+
+    The branches, only where they add up, are taken before the residual addition, also for experts
+    (the published code takes those after). As few positions, or the first, may stand out, "median"
+    and "without_first" are of the residual stream, too: its median over tokens, and its mean
+    without position 0."""
     return variances_of(stream_by_token(model, idx))
 
 

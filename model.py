@@ -34,7 +34,7 @@ class GPTConfig:
     """A model's options. Raises ValueError, naming the option, for a model that cannot exist."""
 
     block_size: int = 256  # context length T, in tokens
-    vocab_size: int = 257  # bytes and end-of-text; where training leaves it out, as the data has
+    vocab_size: int = 257  # bytes and end-of-text; left out in training: as many as the data has
     n_layer: int = 4  # depth L, in blocks
     n_head: int = 4  # query heads
     n_embd: int = 128  # width of the residual stream

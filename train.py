@@ -160,6 +160,7 @@ def train_to_the_end(folder, point, bar_position):
     hardware = choose_hardware(config)
     model, optimizer = build_training(model_config, config, hardware)
     log, seconds = resume_or_start(folder, model, optimizer, val_tokens, config)
+    # Only now, as a loaded optimizer has new groups, which a recorded step holds on to.
     update = make_update(model, optimizer, train_tokens, config, hardware)
     began = time.perf_counter() - seconds  # as if there had been no stop
     diverged = not is_finite(log[-1])

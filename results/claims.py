@@ -345,7 +345,7 @@ EXPERIMENT = {  # whose verdict on the claims along an option counts; others sta
 
 
 def margin_of(metric):
-    """How large an effect, a step of the swept option, is none: fixed before the sweeps."""
+    """The largest effect of a step of the swept option that is none; fixed before the sweeps."""
     if metric.startswith("perplexity"):
         return 0.005  # of its logarithm
     if metric == "slope of log deviation":

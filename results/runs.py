@@ -241,7 +241,7 @@ def read_log(folder):
 
 
 def finished(folder, identity):
-    """Is the run of this identity done? It is what config.json holds, but for "sweep". Raises
+    """Is the run of this identity, which is what config.json holds but for "sweep", done? Raises
     BadInput where the folder holds another run's work, or the same run's by other code.
 
     The options that say where a run goes and not what it is may differ, and so may "sweep": the
