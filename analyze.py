@@ -28,30 +28,21 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from configs.read import Point, TrainConfig
+from configs.read import TrainConfig
 from data import read
-from data.files import (
-    BadInput,
-    matched,
-    or_one_sentence,
-    read_json,
-    refuse_dashes,
-    say,
-    write_json,
-)
-from data.prepare import sha256_of, tokenizer
+from data.files import matched, or_one_sentence, refuse_dashes, say, write_json
+from data.prepare import tokenizer
 from data.read import (
+    SCORED_LENGTH,
     held_out_sequences,
     load_items,
     load_meta,
-    load_pairs,
     load_tokens,
     same_targets,
     spread_offsets,
@@ -59,17 +50,18 @@ from data.read import (
 )
 from downstream import choice_accuracy, minimal_pairs
 from model import GPT
-from results.report import counted, report_all, report_sweep
-from results.runs import (
-    SUMMARY,
-    described,
-    load_run,
-    publish_runs,
-    read_analysis,
-    read_runs,
-    refuse_other_code,
-    restore_runs,
+from pending import (
+    CPU_SEQUENCES,
+    SEQUENCES,
+    TASKS,
+    name_of,
+    refuse_options,
+    sweeps_of,
+    tasks_of,
+    work_on,
 )
+from results.report import counted, report_all, report_sweep
+from results.runs import described, load_run, publish_runs, read_runs, restore_runs
 from results.scores import (
     causal_changes,
     derived,
@@ -89,13 +81,12 @@ from results.scores import (
     usefulness,
 )
 from results.tables import write_tables
-from sparsity import TINY, densities, exact, predict_variance
+from sparsity import TINY, densities, in_float64, predict_variance
 from train import (
-    add_up,
+    branches_add_up,
     choose_hardware,
     duration,
     fast,
-    fingerprint,
     memory_said,
     open_block,
     variance_of,
@@ -103,30 +94,12 @@ from train import (
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
-SEQUENCES = 48  # to score on, as in results/
-CPU_SEQUENCES = 16
-# The files whose change makes scores others.
-SCORED_BY = [
-    Path(__file__).parent / name
-    for name in (
-        "analyze.py",
-        "downstream.py",
-        "sparsity.py",
-        "train.py",
-        "model.py",
-        "fast.py",
-        "data/read.py",
-        "data/prepare.py",
-        "results/scores.py",
-    )
-]
-JACOBIAN_SHARE = 12  # one in so many of them for the Jacobian, which costs as much as all the rest
-DENSITY_SEQUENCES = 16
+JACOBIAN_SHARE = 12  # one sequence in so many for the Jacobian, which costs as much as all else
+DENSITY_SEQUENCES = 16  # at most
 SHORT_CONTEXT = 64  # tokens, of which 32 to 63 stand before a target
 SAME_TARGETS_SHARE = 1 / 4  # of eval_tokens
 ITEMS_PER_SEQUENCE = 20  # of the data's own multiple-choice items
 BRANCHES = ("attention", "mlp")  # of a block
-TASKS = {"task": load_items, "blimp": load_pairs}  # option: what reads its file
 
 
 # States and interventions ------------------------------------------------------------------------
@@ -146,7 +119,7 @@ def numbers_per_token(config):
     return (config.n_layer + 1) * config.n_embd + 4 * config.vocab_size
 
 
-def run(blocks, h):
+def run_blocks(blocks, h):
     for block in blocks:
         h = block(h)
     return h
@@ -169,7 +142,7 @@ def intervention_losses(model, idx, targets, interventions, blocks=None):
     for rows, wanted in chunks(model, idx, targets):
         states = hidden_states(model, rows, blocks)
         losses = [
-            exact(model.position_losses(run(rest, states[start]), wanted)).mean(dim=1)
+            in_float64(model.position_losses(run_blocks(rest, states[start]), wanted)).mean(dim=1)
             for start, rest in interventions
         ]
         pieces.append(torch.stack(losses, dim=1))
@@ -181,9 +154,9 @@ def untouched(model):
     return len(model.blocks), []
 
 
-def sums(*shape, device):
+def zeros_in_float64(*shape, device):
     """Zeros to add up in: float64, as sums over many tokens lose digits in fp32."""
-    return exact(torch.zeros(*shape, device=device))
+    return in_float64(torch.zeros(*shape, device=device))
 
 
 # Scores: what a block does to the stream ---------------------------------------------------------
@@ -192,16 +165,20 @@ def sums(*shape, device):
 @torch.no_grad()
 def stream_by_token(model, idx, look_inside=None):
     """What blocks do to the stream at every token of idx (N, T), {name: (N, T, L)}, float64 on the
-    CPU: the variance over features of "residual" (h_0 .. h_L: L + 1 of them), and of what
-    "attention" and "mlp" add to it; (part, "size") and (part, "cosine") of the part's update and
-    of the stream that it is added to, their norms' ratio and the cosine between them, part being
-    "attention", "mlp" or the whole "block"; and "angle", arccos cos(h_l, h_{l+1}), in radians.
-    Without "attention" and "mlp" where blocks do not add_up of them.
+    CPU:
 
-    look_inside(block, h): what open_block returns, where blocks add up; otherwise, and always of a
-    model whose blocks are none of ours, {"after": the block's output}."""
+    "residual"          variance over features of h_0 .. h_L, L + 1 of them
+    "attention", "mlp"  variance over features of what this branch adds
+    (part, "size")      norm of the part's update over that of the stream it is added to
+    (part, "cosine")    cosine between these two
+    "angle"             arccos cos(h_l, h_{l+1}), in radians
+
+    A part is "attention", "mlp" or the whole "block"; only this where branches do not add up.
+
+    look_inside(block, h): what open_block returns, where branches add up; otherwise, and always of
+    a model whose blocks are none of ours, {"after": the block's output}."""
     if look_inside is None:
-        look_inside = open_block if add_up(model, idx[:1]) else whole_block
+        look_inside = open_block if branches_add_up(model, idx[:1]) else whole_block
     pieces = {}
     for (rows,) in chunks(model, idx):
         h = model.embed(rows)
@@ -212,7 +189,7 @@ def stream_by_token(model, idx, look_inside=None):
                 layers.setdefault(name, []).append(values)
             h = parts["after"]
         for name, values in layers.items():
-            pieces.setdefault(name, []).append(exact(torch.stack(values, dim=-1)).cpu())
+            pieces.setdefault(name, []).append(in_float64(torch.stack(values, dim=-1)).cpu())
     return {name: torch.cat(of_name) for name, of_name in pieces.items()}
 
 
@@ -223,27 +200,27 @@ def whole_block(block, h):
 def block_by_token(h, parts):
     """What stream_by_token says of one block that was opened on h, {name: (B, T)}."""
     between, after = parts.get("between"), parts["after"]
-    measured = {
-        "residual": variance_of(after),
-        "angle": F.cosine_similarity(exact(h), exact(after), dim=-1).clamp(-1, 1).arccos(),
-    }
+    cosine = F.cosine_similarity(in_float64(h), in_float64(after), dim=-1)
+    measured = {"residual": variance_of(after), "angle": cosine.clamp(-1, 1).arccos()}
     updates = {"block": (h, after)}
     if between is not None:
         measured |= {branch: variance_of(parts[branch]) for branch in BRANCHES}
         updates |= {"attention": (h, between), "mlp": (between, after)}
     for part, (stream, updated) in updates.items():
-        update, stream = exact(updated - stream), exact(stream)
+        update, stream = in_float64(updated - stream), in_float64(stream)
         measured[part, "size"] = update.norm(dim=-1) / stream.norm(dim=-1).clamp_min(TINY)
         measured[part, "cosine"] = F.cosine_similarity(update, stream, dim=-1)
     return measured
 
 
 def layer_variance(model, idx):
-    """{"residual": of h_0 .. h_L, "attention": of what this branch adds, "mlp": the same}: variance
-    over features, mean over tokens. The branches, only of blocks that add_up, are taken before
-    the residual addition, also for experts (the published code takes those after). Beside the mean
-    over tokens "residual" has its "median", and its mean "without_first", where a few positions, or
-    the first, may stand out."""
+    """Variance over features, mean over tokens: {"residual": of h_0 .. h_L, "attention" and "mlp":
+    of what this branch adds}.
+
+    The branches, only where they add up, are taken before the residual addition, also for experts
+    (the published code takes those after). As few positions, or the first, may stand out, "median"
+    and "without_first" are of the residual stream, too: its median over tokens, and its mean
+    without position 0."""
     return variances_of(stream_by_token(model, idx))
 
 
@@ -279,21 +256,22 @@ def jacobian_deviation(model, idx):
     (N, T), L, C = idx.shape, len(model.blocks), model.config.n_embd
     device = idx.device
     identity = torch.eye(C, dtype=model.head.weight.dtype, device=device)
-    jacobian, per_token = sums(L, C, C, device=device), sums(L, device=device)
+    jacobian = zeros_in_float64(L, C, C, device=device)
+    per_token = zeros_in_float64(L, device=device)
     for row in idx:
         with torch.no_grad():
             states = hidden_states(model, row[None])
         for l, block in enumerate(model.blocks):
-            squares = sums(T, device=device)  # ||J_t - I||^2 of every token
+            squares = zeros_in_float64(T, device=device)  # ||J_t - I||^2 of every token
             for features, gradients in block_jacobian(block, states[l][0]):
                 off_identity = gradients - identity[features, None]
-                squares += exact(off_identity).square().sum(dim=(0, 2))
+                squares += in_float64(off_identity).square().sum(dim=(0, 2))
                 features = features.to(jacobian.device)
-                jacobian[l][:, features] += exact(gradients).mean(dim=1).T / N
+                jacobian[l][:, features] += in_float64(gradients).mean(dim=1).T / N
             per_token[l] += squares.sqrt().mean() / C / N
     diagonal = torch.diag_embed(jacobian.diagonal(dim1=1, dim2=2))
     return {
-        "deviation": ((jacobian - exact(identity)).flatten(1).norm(dim=1) / C).cpu(),
+        "deviation": ((jacobian - in_float64(identity)).flatten(1).norm(dim=1) / C).cpu(),
         "off_diagonal": ((jacobian - diagonal).flatten(1).norm(dim=1) / C).cpu(),
         "spectral": torch.linalg.matrix_norm(jacobian, 2).cpu(),
         "per_token": per_token.cpu(),
@@ -306,9 +284,9 @@ def angular_distance(model, idx):
     n blocks at l (arXiv 2403.17887, which takes the last token only). And block influence,
     1 - mean cos(h_l, h_{l+1}), (L,) (arXiv 2403.03853)."""
     n_states = len(model.blocks) + 1
-    distance, cosine = (sums(n_states, n_states, device=idx.device) for _ in range(2))
+    distance, cosine = (zeros_in_float64(n_states, n_states, device=idx.device) for _ in range(2))
     for (rows,) in chunks(model, idx):
-        states = [exact(h.flatten(0, 1)) for h in hidden_states(model, rows)]
+        states = [in_float64(h.flatten(0, 1)) for h in hidden_states(model, rows)]
         directions = torch.stack([F.normalize(h, dim=-1) for h in states], dim=1)
         cosines = directions @ directions.mT  # (tokens, L + 1, L + 1)
         cosine += cosines.sum(dim=0) / idx.numel()
@@ -326,14 +304,14 @@ def block_influence(model, idx):
 def logit_lens(model, idx):
     """KL(p_l || p_L) in nats between the read-out of h_l and the final one, mean over tokens,
     (L + 1,); the last is 0."""
-    total = sums(len(model.blocks) + 1, device=idx.device)
+    total = zeros_in_float64(len(model.blocks) + 1, device=idx.device)
     for (rows,) in chunks(model, idx):
         states = hidden_states(model, rows)
         final = model.read_out(states[-1]).log_softmax(dim=-1)
         for l, h in enumerate(states):
             early = model.read_out(h).log_softmax(dim=-1)
             divergence = (early.exp() * (early - final)).sum(dim=-1)
-            total[l] += exact(divergence).sum() / idx.numel()
+            total[l] += in_float64(divergence).sum() / idx.numel()
     return total.cpu()
 
 
@@ -345,12 +323,13 @@ def causal_norms(model, idx):
     """For each sequence of idx (N, T), mean over its tokens: (N, L, L) ||delta'_l - delta_l||, the
     change of what block l adds when block s is skipped, at [:, s, l > s], zero elsewhere; and
     (N, L) ||delta_l||."""
-    L, pieces = len(model.blocks), []
+    L = len(model.blocks)
+    pieces = []
     for (rows,) in chunks(model, idx):
         states = hidden_states(model, rows)
         deltas = [states[l + 1] - states[l] for l in range(L)]
         size = torch.stack([mean_norm(delta) for delta in deltas], dim=1)
-        changed = sums(len(rows), L, L, device=idx.device)
+        changed = zeros_in_float64(len(rows), L, L, device=idx.device)
         for s in range(L):
             h = states[s]
             for l in range(s + 1, L):
@@ -363,7 +342,7 @@ def causal_norms(model, idx):
 
 def mean_norm(delta):
     """(B, T, C) -> (B,): norms over features, mean over tokens."""
-    return exact(torch.linalg.vector_norm(delta, dim=-1)).mean(dim=1)
+    return in_float64(torch.linalg.vector_norm(delta, dim=-1)).mean(dim=1)
 
 
 def causal_matrix(model, idx):
@@ -388,14 +367,15 @@ def swap_losses(model, idx, targets, one_in=1):
     ]
     swapped, whole = torch.zeros(2, len(idx), len(swaps), dtype=torch.float64)
     for turn in range(one_in):
-        rows, pairs = slice(turn, None, one_in), slice(turn, None, one_in)
-        interventions = [untouched(model), *swaps[pairs]]
-        losses = intervention_losses(model, idx[rows], targets[rows], interventions)
-        swapped[rows, pairs], whole[rows, pairs] = losses[:, 1:], losses[:, :1]
+        mine = slice(turn, None, one_in)  # of the sequences, and of the pairs
+        interventions = [untouched(model), *swaps[mine]]
+        losses = intervention_losses(model, idx[mine], targets[mine], interventions)
+        swapped[mine, mine] = losses[:, 1:]
+        whole[mine, mine] = losses[:, :1]
     return swapped, whole
 
 
-def turns(L, N):
+def one_in_how_many(L, N):
     """One in how many of N sequences a pair of L blocks is swapped in, or greedy removal looks for
     its order in. All pairs and all removals grow as L^3 a sequence; beyond 16 blocks fewer
     sequences each keep their cost at about L, and two of them always remain."""
@@ -405,10 +385,10 @@ def turns(L, N):
 def permutation_matrix(model, idx, targets):
     """P[a, b] = |L(blocks a and b swapped) - L(M)| / L(M), symmetric, (L, L). Scalar: pair_mean."""
     swapped, whole = (losses.mean(dim=0) for losses in swap_losses(model, idx, targets))
-    return of_pairs(swap_changes(swapped, whole), len(model.blocks))
+    return matrix_of_pairs(swap_changes(swapped, whole), len(model.blocks))
 
 
-def of_pairs(values, L):
+def matrix_of_pairs(values, L):
     """The symmetric matrix (L, L) of a value for each pair, as np.triu_indices lists them."""
     matrix = torch.zeros(L, L, dtype=torch.float64)
     matrix[np.triu_indices(L, k=1)] = values
@@ -474,7 +454,7 @@ def fit_linear_maps(model, idx):
     L, C = len(model.blocks), model.config.n_embd
     triangles = [None] * L
     for (rows,) in chunks(model, idx):
-        states = [exact(h.flatten(0, 1)) for h in hidden_states(model, rows)]
+        states = [in_float64(h.flatten(0, 1)) for h in hidden_states(model, rows)]
         one = torch.ones_like(states[0][:, :1])
         for l in range(L):
             piece = torch.cat((states[l], one, states[l + 1]), dim=1)
@@ -498,7 +478,8 @@ def linear_losses(model, maps, idx, targets, transposed=False):
     linear map. maps from fit_linear_maps on other sequences (the honest way) or on idx (as
     published). transposed=True installs W where W^T belongs, which is what the published script
     does (it puts lstsq's solution into nn.Linear.weight as it comes)."""
-    blocks, interventions = list(model.blocks), [untouched(model)]
+    blocks = list(model.blocks)
+    interventions = [untouched(model)]
     for l, (W, b) in enumerate(maps):
         stand_in = linear_block(W.T if transposed else W, b)
         interventions.append((l, [stand_in, *blocks[l + 1 :]]))
@@ -517,7 +498,7 @@ def linear_ratios(model, maps, idx, targets, transposed=False):
 def losses_by_position(model, idx, targets):
     """Cross-entropy in nats of every target, (N, T), float64 on the CPU."""
     losses = [
-        exact(model.position_losses(hidden_states(model, rows)[-1], wanted)).cpu()
+        in_float64(model.position_losses(hidden_states(model, rows)[-1], wanted)).cpu()
         for rows, wanted in chunks(model, idx, targets)
     ]
     return torch.cat(losses)
@@ -525,7 +506,8 @@ def losses_by_position(model, idx, targets):
 
 def text_losses(model, config, split):
     """losses_by_position in the model's whole context, on eval_tokens of train.bin or val.bin."""
-    tokens, T = load_tokens(config.dataset, split, model.config), model.config.block_size
+    tokens = load_tokens(config.dataset, split, model.config)
+    T = model.config.block_size
     offsets = spread_offsets(len(tokens), T, config.eval_tokens)
     device = model.head.weight.device
     return losses_by_position(model, *take_sequences(tokens, offsets, T, device))
@@ -552,6 +534,34 @@ def passes_over_data(model, config):
 
 
 # One run -----------------------------------------------------------------------------------------
+#
+# Most score_ functions return entries of analysis.json, and pseudo-values by sequence, from which
+# results/scores.py has their standard errors.
+
+
+def analyse_run(folder, work):
+    """Score what a finished run lacks, by its Work (pending.py), and write its analysis.json."""
+    started = time.perf_counter()
+    device = choose_hardware(TrainConfig()).device
+    model, config = load_run(folder, device)
+    model = fast.with_sorted_experts(model) if fast else model
+    analysis = dict(work.kept)
+    if n_sequences := work.n_sequences:
+        analysis |= score_run(model, config, n_sequences, device)
+        analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
+        analysis["same_targets"], pseudo = score_same_targets(model, config)
+        analysis["standard_errors"]["same_targets"] = standard_errors(pseudo)
+        analysis["per_sequence"]["same_targets"] = kept_per_sequence(pseudo)
+        analysis |= score_choices(model, config, ITEMS_PER_SEQUENCE * n_sequences)
+        analysis |= {
+            "seconds": time.perf_counter() - started,
+            "torch": torch.__version__,
+            "device": str(device),
+            "code": work.code,
+        }
+    for task, path in work.tasks.items():
+        analysis[task] = score_task(model, config, task, path)
+    write_json(folder / "analysis.json", {**analysis, "scored_from": work.scored_from})
 
 
 def score_run(model, config, n_sequences, device):
@@ -573,10 +583,11 @@ def score_run(model, config, n_sequences, device):
     stream, stream_pseudo = score_stream(model, idx)
     losses, loss_pseudo = score_interventions(compiled, idx, targets)
     linear, linear_pseudo = score_linear_maps(compiled, idx, targets, *others)
+    sequences_of = {"jacobian": len(few), **losses.pop("sequences_of")}
     pseudo = stream_pseudo | loss_pseudo | linear_pseudo
     analysis = {
         "sequences": len(idx),
-        "sequences_of": {"jacobian": len(few), **losses.pop("sequences_of")},
+        "sequences_of": sequences_of,
         "length": idx.shape[1],
         **stream,
         **losses,
@@ -584,7 +595,7 @@ def score_run(model, config, n_sequences, device):
         "jacobian": as_lists(jacobian),
         **score_similarity(compiled, idx),
         "densities": densities(model, idx[:DENSITY_SEQUENCES]),
-        "predicted_variance": predicted if add_up(model, idx[:1]) else None,
+        "predicted_variance": predicted if branches_add_up(model, idx[:1]) else None,
         "standard_errors": standard_errors(pseudo),
         "per_sequence": kept_per_sequence(pseudo),
     }
@@ -592,7 +603,7 @@ def score_run(model, config, n_sequences, device):
 
 
 def score_stream(model, idx):
-    """Entries of analysis.json, and their pseudo-values."""
+    """What blocks do to the stream."""
     by_token = stream_by_token(model, idx)
     of_sequences = {name: values.mean(dim=1) for name, values in by_token.items()}  # (N, L)
     entries = {"variance": as_lists(variances_of(by_token))}
@@ -614,9 +625,11 @@ def score_stream(model, idx):
 
 
 def score_interventions(model, idx, targets):
-    """Entries of analysis.json, and their pseudo-values."""
-    L, one_in = len(model.blocks), turns(len(model.blocks), len(idx))
-    norms, swaps = causal_norms(model, idx), swap_losses(model, idx, targets, one_in)
+    """What becomes of the others, or of the loss, without a block."""
+    L = len(model.blocks)
+    one_in = one_in_how_many(L, len(idx))
+    norms = causal_norms(model, idx)
+    swaps = swap_losses(model, idx, targets, one_in)
     removals = removal_losses(model, idx, targets)
     pruned = ratios_of(removals.mean(dim=0))
     curves = {
@@ -624,8 +637,8 @@ def score_interventions(model, idx, targets):
         for order in ("last", "least", "greedy")
     }
     causal = causal_changes(*(of_sequences.mean(dim=0).numpy() for of_sequences in norms))
-    permutation = of_pairs(swap_changes(*(losses.mean(dim=0) for losses in swaps)), L)
-    scores, pseudo = pseudo_values(interventions_come_to, *norms, *swaps, removals)
+    permutation = matrix_of_pairs(swap_changes(*(losses.mean(dim=0) for losses in swaps)), L)
+    scores, pseudo = pseudo_values(scores_of_interventions, *norms, *swaps, removals)
     _, pseudo["removal_use"] = pseudo_values(use_by_losses, removals)
     entries = {
         **{name: scores[name] for name in ("loss", "perplexity", "causal", "permutation")},
@@ -638,7 +651,7 @@ def score_interventions(model, idx, targets):
     return entries, pseudo
 
 
-def interventions_come_to(changed, size, swapped, whole, removals):
+def scores_of_interventions(changed, size, swapped, whole, removals):
     """Means over sequences of what causal_norms, swap_losses and removal_losses return -> {name:
     number or array}."""
     changes = swap_changes(swapped, whole)
@@ -657,9 +670,10 @@ def use_by_losses(losses):
 
 
 def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
-    """Entries of analysis.json, and their pseudo-values, the maps taken as they are; "same" is on
-    no more sequences than are scored, as wide maps are fitted on more of them."""
-    maps, n = fit_linear_maps(model, fit_idx), len(idx)
+    """What becomes of the loss when a block is made linear. Standard errors take the maps as they
+    are. "same" is on no more sequences than are scored, as wide maps are fitted on more of them."""
+    maps = fit_linear_maps(model, fit_idx)
+    n = len(idx)
     losses = linear_losses(model, maps, idx, targets)
     ratios = {
         "held_out": ratios_of(losses.mean(dim=0)),
@@ -679,6 +693,7 @@ def score_linear_maps(model, idx, targets, fit_idx, fit_targets):
 
 
 def score_similarity(model, idx):
+    """How alike the stream's states are: entries alone, without errors."""
     angular, influence = angular_distance(model, idx)
     return {
         "block_influence": influence.tolist(),
@@ -722,9 +737,11 @@ def score_same_targets(model, config):
     text: the loss on tokens that are the same for all contexts, in windows of the model's own
     context and in those of SHORT_CONTEXT. A context that is too short or too long for one of the
     two, or a text too short for both, goes without."""
-    tokens, T = load_tokens(config.dataset, "val", model.config), model.config.block_size
+    tokens = load_tokens(config.dataset, "val", model.config)
+    T = model.config.block_size
     firsts = same_targets(len(tokens), int(config.eval_tokens * SAME_TARGETS_SHARE))
-    entry, pseudo = {"targets": len(firsts) * (read.LONGEST_CONTEXT // 2)}, {}
+    entry = {"targets": len(firsts) * (read.LONGEST_CONTEXT // 2)}
+    pseudo = {}
     for name, length in {"own_context": T, "short_context": SHORT_CONTEXT}.items():
         if len(firsts) and 2 <= length <= min(T, read.LONGEST_CONTEXT):
             of_stretches = losses_of_targets(model, tokens, firsts, length).mean(dim=1).numpy()
@@ -756,7 +773,8 @@ def score_choices(model, config, n_items):
 
 def score_task(model, config, task, path):
     """The entry of analysis.json for a file of items, "task", or of pairs of sentences, "blimp"."""
-    items, encoding = TASKS[task](path), encoding_of(config)
+    items = TASKS[task](path)
+    encoding = encoding_of(config)
     if task == "task":
         return {"file": path.name, **choice_accuracy(model, items, encoding.encode_ordinary)}
     end_of_text = encoding.n_vocab - 1
@@ -768,156 +786,57 @@ def encoding_of(config):
     return tokenizer(load_meta(config.dataset)["vocab_size"])
 
 
-def analyse_run(folder, work):
-    """Score what there is to do (Work) of a finished run, and write its analysis.json."""
-    started, device = time.perf_counter(), choose_hardware(TrainConfig()).device
-    model, config = load_run(folder, device)
-    model = fast.with_sorted_experts(model) if fast else model
-    analysis = dict(work.kept)
-    if n_sequences := work.n_sequences:
-        analysis |= score_run(model, config, n_sequences, device)
-        analysis["text"], analysis["standard_errors"]["text"] = score_text(model, config)
-        analysis["same_targets"], pseudo = score_same_targets(model, config)
-        analysis["standard_errors"]["same_targets"] = standard_errors(pseudo)
-        analysis["per_sequence"]["same_targets"] = kept_per_sequence(pseudo)
-        analysis |= score_choices(model, config, ITEMS_PER_SEQUENCE * n_sequences)
-        analysis |= {
-            "seconds": time.perf_counter() - started,
-            "torch": torch.__version__,
-            "device": str(device),
-            "code": work.code,
-        }
-    for task, path in work.tasks.items():
-        analysis[task] = score_task(model, config, task, path)
-    write_json(folder / "analysis.json", {**analysis, "scored_from": work.scored_from})
-
-
-# What there is to do -----------------------------------------------------------------------------
-
-
-class Work(NamedTuple):
-    """Of a run: what is to be scored, and what is there already."""
-
-    n_sequences: int | None  # to score on; None: these scores are there
-    tasks: dict  # {"task", "blimp": the file}
-    kept: dict  # entries of analysis.json that stay
-    scored_from: dict  # {"scores", "task", "blimp": what they follow from}, once it is done
-    code: str  # the fingerprint of the present code
-
-
-def work_on(folder, n_sequences=None, tasks=None, old_code=False, again=False):
-    """The Work that a finished run still needs, or None: it diverged, or has no weights any more,
-    as a restored one, or is scored just so (again: then, too, it is to do).
-
-    n_sequences None: as many as it is scored on already, or default_sequences. tasks: {"task",
-    "blimp": file}; an entry of one that is not among them stays, as long as weights, data and code
-    do. Raises BadInput where data or code are not those that the run was trained with (old_code:
-    the present code scores it all the same, which the report says)."""
-    diverged = read_json(folder / "summary.json", SUMMARY)["diverged"]
-    if diverged or not (folder / "ckpt.pt").exists():
-        return None
-    code = code_that_scores(folder, old_code)
-    source, tasks, analysis = source_of_scores(folder), tasks or {}, read_analysis(folder) or {}
-    was = analysis.get("scored_from", {})
-    there = {part: scored for part, scored in was.items() if scored.startswith(source)}
-    n_sequences = n_sequences or analysis.get("sequences") or default_sequences()
-    wanted = {"scores": f"{source}, {n_sequences} sequences"}
-    wanted |= {task: f"{source}, {sha256_of([path])}" for task, path in tasks.items()}
-    to_do = [part for part in wanted if again or there.get(part) != wanted[part]]
-    say_what_goes(folder, analysis, {**there, **wanted})
-    if not to_do:
-        return None
-    kept = {part: analysis[part] for part in there if part in TASKS and part in analysis}
-    return Work(
-        n_sequences=n_sequences if "scores" in to_do else None,
-        tasks={task: path for task, path in tasks.items() if task in to_do},
-        kept=kept if "scores" in to_do else analysis,
-        scored_from={**there, **wanted},
-        code=code,
-    )
-
-
-def code_that_scores(folder, old_code):
-    """The present code's fingerprint on a run's model."""
-    model_config, config, written = described(folder)
-    code = fingerprint(Point(model_config, config, sweep={}))
-    refuse_other_data(folder, written, config)
-    if not old_code:
-        or_else = ", or give --old_code to score it by the present code"
-        refuse_other_code(folder, written, code, or_else)
-    return code
-
-
-def source_of_scores(folder):
-    """What all scores of a run follow from: its weights and the code that scores, and its data."""
-    _, config, _ = described(folder)
-    files = [folder / "ckpt.pt", *filter(Path.exists, SCORED_BY)]  # fast.py may be deleted
-    return f"{sha256_of(files)}, {load_meta(config.dataset)['sha256']}"
-
-
-def say_what_goes(folder, analysis, stays):
-    for task in TASKS:
-        if task in analysis and task not in stays:
-            say(
-                f"{folder}: its scores on {analysis[task].get('file', 'a task')} are by other "
-                f"weights, data or code, and go: give --{task} again"
-            )
-
-
-def refuse_other_data(folder, written, config):
-    now = load_meta(config.dataset)["sha256"]
-    if written.get("data_sha256", now) != now:
-        raise BadInput(
-            f"data/{config.dataset} is not what {folder} was trained on: prepare it as it was, "
-            "or train again"
-        )
-
-
 # What scoring costs ------------------------------------------------------------------------------
 
 
 def whole_passes(config, n_sequences):
-    """About how many forward passes over its sequences the scores of a model take: a block swapped
-    with another, greedy removal, and for each block some ten interventions; the Jacobian, a pass
-    and its gradient for each feature, on few sequences; and multiple choice, twice, by four
-    continuations of some hundred tokens."""
+    """About how many forward passes over its sequences the scores of a model take."""
     L, C = config.n_layer, config.n_embd
+    swaps_and_greedy_removal = L * L / 2 / one_in_how_many(L, n_sequences)
+    interventions = 5 * L + 20  # some ten for each block, of half the stack each
+    jacobian = 3 * C / JACOBIAN_SHARE  # a pass and its gradient for each feature
+    # Twice, by four continuations of some hundred tokens.
     choices = 8 * ITEMS_PER_SEQUENCE * min(1, 100 / config.block_size)
-    return L * L / 2 / turns(L, n_sequences) + 5 * L + 20 + 3 * C / JACOBIAN_SHARE + choices
+    return swaps_and_greedy_removal + interventions + jacobian + choices
 
 
-def announce(path, work):
-    """Say how long scoring these runs, {folder: Work}, will take here, and in how much memory, by
-    the time of the first one's forward pass; tasks of one's own are not counted."""
-    whole = {folder: of.n_sequences for folder, of in work.items() if of.n_sequences}
-    if some := sorted({task.name for of in work.values() for task in of.tasks.values()}):
-        say(f"{path}: scoring {counted(len(work), 'run')} on {', '.join(some)}")
-    if not whole:
-        return
-    device = choose_hardware(TrainConfig()).device
-    model, config = load_run(next(iter(whole)), device)
+def seconds_per_operation(folder, device):
+    """Of a run's forward pass on two sequences, by GPT.flops_per_token."""
+    model, config = load_run(folder, device)
     idx, _ = held_out_sequences(config, model.config, 2, device=device)
     with torch.no_grad():
         model(idx)
         began = time.perf_counter()
         model(idx)[0].sum().item()  # waits for the device
         seconds = time.perf_counter() - began
-    per_operation = seconds / idx.numel() / model.flops_per_token()
-    total, largest = 0.0, 0.0
+    return seconds / idx.numel() / model.flops_per_token()
+
+
+def announce(path, to_do):
+    """Say how long scoring these runs, {folder: Work}, will take here, and in how much memory, by
+    the time of the first one's forward pass; tasks of one's own are not counted."""
+    files = sorted({file.name for work in to_do.values() for file in work.tasks.values()})
+    if files:
+        say(f"{path}: scoring {counted(len(to_do), 'run')} on {', '.join(files)}")
+    whole = {folder: work.n_sequences for folder, work in to_do.items() if work.n_sequences}
+    if not whole:
+        return
+    device = choose_hardware(TrainConfig()).device
+    per_operation = seconds_per_operation(next(iter(whole)), device)
+    seconds, most_bytes = 0.0, 0.0
     for folder, n_sequences in whole.items():
-        of_run = described(folder)[0]
-        with torch.device("meta"):  # counts alone
-            few = GPT(of_run)
-        n_tokens = n_sequences * min(of_run.block_size, idx.shape[1])
-        total += (
-            whole_passes(of_run, n_sequences) * n_tokens * few.flops_per_token() * per_operation
-        )
-        held = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(of_run))
-        largest = max(largest, 4 * (held + few.count_parameters()))
+        config, _, _ = described(folder)
+        with torch.device("meta"):  # shapes alone
+            model = GPT(config)
+        n_tokens = n_sequences * min(config.block_size, SCORED_LENGTH)
+        n_operations = whole_passes(config, n_sequences) * n_tokens * model.flops_per_token()
+        seconds += n_operations * per_operation
+        n_numbers = min(NUMBERS_AT_ONCE, n_tokens * numbers_per_token(config))
+        most_bytes = max(most_bytes, 4 * (n_numbers + model.count_parameters()))
     in_part = "; what needs float64 runs on the CPU" if device.type == "mps" else ""
     say(
         f"{path}: scoring {counted(len(whole), 'run')} on {max(whole.values())} sequences each "
-        f"takes about {duration(total)} and {max(0.1, largest / 2**30):.1f} GiB here{in_part}"
+        f"takes about {duration(seconds)} and {max(0.1, most_bytes / 2**30):.1f} GiB here{in_part}"
     )
 
 
@@ -943,90 +862,16 @@ def score_sweep(path, arguments):
     started = {file.parent for file in path.glob("*/config.json")}
     if unfinished := sorted(folder.name for folder in started - set(folders)):
         say(f"{path}: left out, as not trained to the end: {', '.join(unfinished)}")
-    options = (tasks_of(arguments), arguments.old_code, arguments.again)
-    work = {folder: work_on(folder, arguments.sequences, *options) for folder in folders}
-    work = {folder: of for folder, of in work.items() if of is not None}
-    announce(path, work)
-    for folder, of in tqdm(work.items(), desc=path.name, unit="run", disable=None, leave=False):
+    tasks = tasks_of(arguments)
+    to_do = {}
+    for folder in folders:
+        work = work_on(folder, arguments.sequences, tasks, arguments.old_code, arguments.again)
+        if work is not None:
+            to_do[folder] = work
+    announce(path, to_do)
+    for folder, work in tqdm(to_do.items(), desc=path.name, unit="run", disable=None, leave=False):
         with memory_said(f"scoring {folder}"):
-            analyse_run(folder, of)
-
-
-def tasks_of(arguments):
-    """{"task", "blimp": the file given}. Raises BadInput where one cannot be scored."""
-    given = {task: getattr(arguments, task) for task in TASKS}
-    given = {task: path for task, path in given.items() if path is not None}
-    for task, path in given.items():
-        if not TASKS[task](path):
-            raise BadInput(f"{path} is empty: give --{task} a file with items, a line each")
-    return given
-
-
-def name_of(path):
-    """A sweep's: of out/depth and of results/depth.json it is "depth"."""
-    return path.stem if path.suffix == ".json" else path.name
-
-
-def default_sequences():
-    """As many as in results/ on a GPU, fewer where they would take long."""
-    on_cuda = choose_hardware(TrainConfig()).device.type == "cuda"
-    return SEQUENCES if on_cuda else CPU_SEQUENCES
-
-
-def sweeps_of(paths):
-    """Of several paths, such as out/* or results/*.json, those with finished runs in them or with a
-    sweep's figures beside them; a line says which are left out. A file alone is taken as it is.
-    Raises BadInput where none is left, one does not exist, or two have one name."""
-    paths = [path if path.name not in ("", "..") else path.resolve() for path in paths]
-    if absent := [str(path) for path in paths if not path.exists()]:
-        raise BadInput(f"there is no {', no '.join(absent)}: train one first, with python train.py")
-    if len(paths) == 1 and paths[0].suffix == ".json":
-        return paths
-    sweeps = [
-        path
-        for path in paths
-        if any(path.glob("*/summary.json"))
-        or (path.suffix == ".json" and path.with_suffix("").is_dir())
-    ]
-    if not sweeps:
-        raise BadInput(what_to_name(paths[0]))
-    if skipped := [str(path) for path in paths if path not in sweeps]:
-        say(f"skipped, without finished runs, or figures beside them: {', '.join(skipped)}")
-    names = [name_of(path) for path in sweeps]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise BadInput(f"two sweeps are called {min(twice)}: analyze them one at a time")
-    return sweeps
-
-
-def what_to_name(path):
-    """A sentence for a path that is no sweep."""
-    published = Path(f"{path}.json")
-    if path.suffix == ".json":
-        return f"{path} has no figures beside it: name it alone, and it gets some"
-    if not path.is_dir():
-        return f"{path} is no sweep: name a folder of runs, such as out/demo, or a published .json"
-    if (path / "config.json").exists():
-        return f"{path} is one run: name its sweep, {path.parent}"
-    if published.is_file():
-        return f"{path} holds figures alone: name {published}"
-    if sweeps := sorted({file.parent.parent for file in path.glob("*/*/summary.json")}):
-        return f"{path} holds sweeps: name one, such as {sweeps[0]}, or all, {path}/*"
-    if any(path.glob("*.json")):
-        return f"{path} holds no runs: name one of its files, or all, {path}/*.json"
-    if any(path.glob("*/config.json")):
-        return f"{path} holds no finished run: the command that trained it goes on with it"
-    return f"{path} holds no finished run: train one first, with python train.py"
-
-
-def refuse_options(arguments, sweeps):
-    """Raises BadInput where options ask for what these sweeps cannot have."""
-    if all(path.suffix == ".json" for path in sweeps):
-        scoring = ("sequences", "task", "blimp", "again", "old_code")
-        if given := [name for name in scoring if getattr(arguments, name)]:
-            raise BadInput(
-                f"--{given[0]} scores runs, whose weights no published file holds: name their "
-                "folder, such as out/demo"
-            )
+            analyse_run(folder, work)
 
 
 def analyse_sweeps(arguments):

@@ -75,9 +75,11 @@ class Decoder(nn.Module):
 
     def __init__(self, hf):
         super().__init__()
-        self.hf, self.noted = hf.eval().requires_grad_(False), {}
+        self.hf = hf.eval().requires_grad_(False)
+        self.noted = {}
         text = hf.config.get_text_config()
-        self.path, self.head = path_of_layers(hf, text.num_hidden_layers), output_embeddings(hf)
+        self.path = path_of_layers(hf, text.num_hidden_layers)
+        self.head = output_embeddings(hf)
         self.layers = list(hf.get_submodule(self.path))
         self.blocks = nn.ModuleList(ForeignBlock(layer, self.notes) for layer in self.layers)
         self.config = SimpleNamespace(
@@ -308,7 +310,8 @@ def save_without(model, removed, folder):
     """Write the model without the layers `removed`, numbered from 0, as a Hugging Face folder; its
     Decoder is of no more use then. Lists of the config with an entry a layer lose theirs, too."""
     kept = [l for l in range(model.config.n_layer) if l not in removed]
-    hf, (parent, _, name) = model.hf, model.path.rpartition(".")
+    hf = model.hf
+    parent, _, name = model.path.rpartition(".")
     config = hf.config.get_text_config()
     for key, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == model.config.n_layer:

@@ -34,9 +34,9 @@ def log_probabilities(model, rows):
         picked, longest_first = longest_first[:n_rows], longest_first[n_rows:]
         ids = torch.zeros(len(picked), width + 1, dtype=torch.long)
         counts = torch.zeros(len(picked), width)
-        for i, (of_row, n) in enumerate(rows[place] for place in picked):
-            ids[i, : len(of_row)] = torch.tensor(of_row)
-            counts[i, len(of_row) - 1 - n : len(of_row) - 1] = 1
+        for i, (row, n) in enumerate(rows[place] for place in picked):
+            ids[i, : len(row)] = torch.tensor(row)
+            counts[i, len(row) - 1 - n : len(row) - 1] = 1  # a target stands one to the left
         ids, counts = ids.to(device), counts.to(device)
         losses = cross_entropy(model(ids[:, :-1])[0], ids[:, 1:])
         totals[picked] = -(losses * counts).cpu().double().sum(dim=1).numpy()
@@ -70,8 +70,8 @@ def right_choices(model, contexts, choices, answers):
         for choice in of_item
     ]
     means = log_probabilities(model, rows) / [n for _, n in rows]
-    behind = np.cumsum([len(of_item) for of_item in choices])
-    best = [of_item.argmax() for of_item in np.split(means, behind[:-1])]
+    ends = np.cumsum([len(of_item) for of_item in choices])
+    best = [of_item.argmax() for of_item in np.split(means, ends[:-1])]
     return np.array(best) == answers
 
 
@@ -85,7 +85,7 @@ def choice_accuracy(model, items, encode):
     choices = [[encode(choice) for _, choice in of_item] for of_item in texts]
     answers = [item["answer"] for item in items]
     right = right_choices(model, contexts, choices, answers).mean()
-    by_chance = right_choices(model, contexts[1:] + contexts[:1], choices, answers).mean()
+    control = right_choices(model, contexts[1:] + contexts[:1], choices, answers).mean()
     lengths = [
         len(context) + len(choice)
         for context, of_item in zip(contexts, choices, strict=True)
@@ -94,8 +94,8 @@ def choice_accuracy(model, items, encode):
     return {
         "accuracy": float(right),
         "standard_error": binomial_error(right, len(items)),
-        "control": float(by_chance),
-        "control_error": binomial_error(by_chance, len(items)),
+        "control": float(control),
+        "control_error": binomial_error(control, len(items)),
         "cut": float(np.mean(np.array(lengths) > model.config.block_size + 1)),
         "items": len(items),
     }

@@ -78,7 +78,7 @@ def refuse_if_different(config, grouped_experts=True):
     random weights, few tokens and narrow masks, on the CPU in fp32, in training as in evaluation.
     So an edit of model.py that would not reach the fast layers is not trained in silence."""
     try:
-        same = computes_the_same(few_tokens_of(config), grouped_experts)
+        same = computes_the_same(small_config(config), grouped_experts)
     except (AttributeError, TypeError, RuntimeError, ValueError):  # a layer has other parts now
         same = False
     if not same:
@@ -88,7 +88,8 @@ def refuse_if_different(config, grouped_experts=True):
         )
 
 
-def few_tokens_of(config):
+def small_config(config):
+    """A small model's config with the same toggles."""
     n_expert = min(config.n_expert, max(8, config.n_expert_active))
     return replace(
         config,
@@ -120,10 +121,11 @@ def computes_the_same(config, grouped_experts):
         swap_layers(swapped, grouped_experts)
         wanted, got = everything_computed(plain, idx), everything_computed(swapped, idx)
     agree = all(near(ours, theirs) for ours, theirs in zip(got, wanted, strict=True))
-    return agree and all(blocks_agree(block.attention) for block in swapped.blocks)
+    return agree and all(key_blocks_agree(block.attention) for block in swapped.blocks)
 
 
 def everything_computed(model, idx):
+    """[logits in evaluation, loss in training, every parameter's gradient]."""
     inputs, targets = idx[:, :-1], idx[:, 1:]
     with torch.no_grad():
         logits, _ = model.eval()(inputs)
@@ -141,7 +143,8 @@ def near(ours, theirs, tolerance=2e-5):
     return bool((ours - theirs).norm() <= tolerance * theirs.norm() + 1e-9)
 
 
-def blocks_agree(attention):
+def key_blocks_agree(attention):
+    """Is attention by blocks of keys, where the layer has it, what model.py defines?"""
     if not hasattr(attention, "by_blocks"):
         return True
     D, H, T = attention.head_size, attention.config.n_head, attention.config.block_size
@@ -201,7 +204,9 @@ def block_mask(config, device):
     """FlexAttention's mask, of whole blocks of queries and keys. One far key in every stride would
     touch each block of keys, and none could be skipped; so the strided far keys are gathered into a
     short run of columns of their own, before all the near ones (BlockSparseAttention.attend)."""
-    T, stride, mask = config.block_size, config.stride, MASKS[config.attention]
+    T = config.block_size
+    stride = config.stride
+    mask = MASKS[config.attention]
     n_far = T // stride if config.attention == "strided" else 0
 
     def is_visible(b, h, q, column):
@@ -269,7 +274,8 @@ class GroupedMoE(MoE):
         return count / chosen.numel()
 
     def mix(self, tokens, weight, chosen):
-        K, dtype = self.config.n_expert_active, tokens.dtype
+        K = self.config.n_expert_active
+        dtype = tokens.dtype
         order, place, count = sort_by_counting(chosen.flatten(), self.config.n_expert)
         ends = count.cumsum(dim=0, dtype=torch.int32)
         token, rows_of_token = order // K, place.view(-1, K)
@@ -355,8 +361,11 @@ class RecordedStep:
         for group in self.groups:
             group["capturable"] = True
             self.learning_rates.append(torch.tensor(group["lr"], device=device))
-        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-        self.n_calls, self.batch, self.result = 0, None, None
+        self.graph = torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream(device)
+        self.n_calls = 0
+        self.batch = None
+        self.result = None
 
     def __call__(self, batch):
         if self.batch is None:

@@ -34,7 +34,7 @@ class GPTConfig:
     """A model's options. Raises ValueError, naming the option, for a model that cannot exist."""
 
     block_size: int = 256  # context length T, in tokens
-    vocab_size: int = 257  # bytes and end-of-text; where training leaves it out, as the data has
+    vocab_size: int = 257  # bytes and end-of-text; left out in training: as many as the data has
     n_layer: int = 4  # depth L, in blocks
     n_head: int = 4  # query heads
     n_embd: int = 128  # width of the residual stream
@@ -99,7 +99,8 @@ def visible(config, T, device=None):
 
 def keys_in_sight(config):
     """(block_size,) how many keys each position may look at (for topk: may choose from)."""
-    position, mask = torch.arange(config.block_size), MASKS[config.attention]
+    position = torch.arange(config.block_size)
+    mask = MASKS[config.attention]
     # Some rows at a time, as a mask of all may not fit.
     counts = [mask(config, q[:, None], position).sum(dim=1) for q in position.split(256)]
     return torch.cat(counts)
@@ -118,6 +119,11 @@ def mask_density(config):
 # Layers ------------------------------------------------------------------------------------------
 
 
+def at_least_fp32(x):
+    """x in fp32, where a softmax or a variance in bf16 would lose digits; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Linear(nn.Linear):
     """nn.Linear in the dtype of its input: fp32 master weights serve a bf16 residual stream."""
 
@@ -131,7 +137,7 @@ class RMSNorm(nn.Module):
     def __init__(self, n_embd, scale=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(n_embd))
-        # A buffer and no float, so that layers of different scales are the same code.
+        # A buffer and no float, which torch.compile would take for other code in every layer.
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     def forward(self, x):
@@ -164,7 +170,8 @@ class CausalSelfAttention(nn.Module):
     def project(self, x):
         """x (B, T, C) -> queries, keys and values, (B, H, T, D) each; with grouped-query attention
         a key/value head is repeated for each of its queries."""
-        T, n_head, n_kv_head = x.shape[1], self.config.n_head, self.config.n_kv_head
+        T = x.shape[1]
+        n_head, n_kv_head = self.config.n_head, self.config.n_kv_head
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size))  # (B, T, heads, D)
         query, key, value = heads.split((n_head, n_kv_head, n_kv_head), dim=2)
         cos, sin = self.cos[:T, None], self.sin[:T, None]  # (T, 1, D/2)
@@ -236,14 +243,14 @@ class MoE(nn.Module):
     def route(self, tokens):
         """tokens (N, C) -> router logits (N, E), and of the K chosen experts the weights and the
         numbers, (N, K) each. Logits and weights are in fp32 or better."""
-        logits = self.router(tokens)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_fp32(self.router(tokens))
         weight, chosen = self.choose(logits.softmax(dim=-1))
         if self.config.normalize_expert_weights:
             weight = weight / weight.sum(dim=-1, keepdim=True)
         return logits, weight, chosen
 
     def choose(self, probability):
+        """(N, E) -> the K largest probabilities and the numbers of their experts, (N, K) each."""
         return probability.topk(self.config.n_expert_active)
 
     def mix(self, tokens, weight, chosen):
@@ -293,8 +300,9 @@ class Block(nn.Module):
 
 
 def branch_factor(config):
-    """CompleteP with exponent 1 (arXiv 2505.01618): L branches together move the stream as far as
-    L_base do, so one learning rate serves every depth. 1.0 where it is off."""
+    """What each branch is multiplied by before it is added: 1, or with CompleteP L_base / L (arXiv
+    2505.01618, exponent 1), so that L branches together move the stream as far as L_base do, and
+    one learning rate serves every depth."""
     return COMPLETE_P_DEPTH / config.n_layer if config.complete_p else 1.0
 
 
@@ -318,8 +326,8 @@ class RemediedBlock(Block):
 
 def cross_entropy(logits, targets):
     """(B, T) cross-entropy per position in nats, in fp32 or better."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    logits = at_least_fp32(logits).flatten(0, 1)
+    loss = F.cross_entropy(logits, targets.flatten(), reduction="none")
     return loss.view_as(targets)
 
 
@@ -340,6 +348,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=self.init_std(name))
 
     def init_std(self, name):
+        """Standard deviation that the matrix of this name is drawn with."""
         ends_attention = name.endswith("attention.output.weight")
         ends_feed_forward = name.endswith(("mlp.down", "down.weight"))  # experts', dense or shared
         std = INIT_STD
@@ -474,6 +483,8 @@ def refuse_impossible(config):
 
     E, K, n_shared = config.n_expert, config.n_expert_active, config.n_shared_expert
     refuse(n_shared and not E, f"n_shared_expert = {n_shared} needs n_expert, too")
-    alone = K == 1 and config.normalize_expert_weights  # its weight is 1: no gradient
     refuse(E and K > E, f"n_expert_active = {K} must be at most n_expert = {E}")
-    refuse(E and alone, "normalize_expert_weights needs n_expert_active = 2 or more to learn from")
+    always_1 = K == 1 and config.normalize_expert_weights  # a weight without a gradient
+    refuse(
+        E and always_1, "normalize_expert_weights needs n_expert_active = 2 or more to learn from"
+    )

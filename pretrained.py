@@ -29,7 +29,6 @@ import decoder
 import stream_scores
 from analyze import (
     NUMBERS_AT_ONCE,
-    SCORED_BY,
     TOKENS_AT_ONCE,
     at_least_1,
     chunks,
@@ -62,6 +61,7 @@ from decoder import (
     save_without,
 )
 from downstream import choice_accuracy, minimal_pairs
+from pending import SCORED_BY
 from results.public import publish, read_analysis, report_model, report_models
 from stream_scores import SCORES, Passages, passages_of, work
 from train import choose_hardware, device_name, duration, memory_of, memory_said, peak_memory
@@ -136,18 +136,22 @@ class BehindBeginning:
 def task_scores(text, tokenizer, task, blimp):
     """{score: function of (model, passages)} of a prepared dataset's own multiple choice, of a file
     of items, `task`, and of pairs, `blimp`, as far as there are any. Raises BadInput."""
-    encode, bos = encoder_of(tokenizer), beginning_of_text(tokenizer)
-    choices, scores = text / "choices.jsonl", {}
+    encode = encoder_of(tokenizer)
+    bos = beginning_of_text(tokenizer)
+    choices = text / "choices.jsonl"
+    scores = {}
     if choices.exists() and (items := load_items(choices)[:ITEMS]):
-        scores["choices"] = of_choices("choices", choices.name, items, encode, bos)
+        scores["choices"] = choices_score("choices", choices.name, items, encode, bos)
     if task and (items := load_items(task)):
-        scores["task"] = of_choices("task", task.name, items, encode, bos)
+        scores["task"] = choices_score("task", task.name, items, encode, bos)
     if blimp and (pairs := load_pairs(blimp)):
-        scores["blimp"] = of_pairs_of_sentences(blimp.name, pairs, encode, tokenizer)
+        scores["blimp"] = pairs_score(blimp.name, pairs, encode, tokenizer)
     return scores
 
 
-def of_choices(score, file, items, encode, bos):
+def choices_score(score, file, items, encode, bos):
+    """The function of (model, passages) that scores multiple-choice items."""
+
     def run(model, _):
         reader = model if bos is None else BehindBeginning(model, bos)
         return {score: {"file": file, **choice_accuracy(reader, items, encode)}}, {}
@@ -155,8 +159,9 @@ def of_choices(score, file, items, encode, bos):
     return run
 
 
-def of_pairs_of_sentences(file, pairs, encode, tokenizer):
-    """Each sentence stands behind the token that begins a text, or else the one that ends it."""
+def pairs_score(file, pairs, encode, tokenizer):
+    """The function of (model, passages) that scores pairs of sentences. Each sentence stands behind
+    the token that begins a text, or else the one that ends it."""
 
     def run(model, _):
         config = model.hf.config.get_text_config()
@@ -187,7 +192,8 @@ def time_parts(model, idx):
 def memory_needed(config, n_tokens, n_parameters, dtype):
     """In bytes, about, at most: weights; cached states and logits; the states twice in float64; and
     for each block its linear map, and the fit's triangle, twice as wide, in float64."""
-    per_token, states = numbers_per_token(config), (config.n_layer + 1) * config.n_embd
+    per_token = numbers_per_token(config)
+    states = (config.n_layer + 1) * config.n_embd
     at_once = min(n_tokens, TOKENS_AT_ONCE, NUMBERS_AT_ONCE // per_token)
     maps = 8 * config.n_layer * (config.n_embd**2 + (2 * config.n_embd) ** 2)
     return n_parameters * dtype.itemsize + at_once * (4 * per_token + 16 * states) + maps
@@ -206,25 +212,26 @@ def refuse_too_large(folder, n_parameters, dtype, device):
 def announce(name, model, passages, scores, dtype):
     """Say what scoring will take, and return a bar of so many seconds, which moves with every block
     that is run and with every read-out."""
-    config, (N, T) = model.config, passages.idx.shape
+    config = model.config
+    N, T = passages.idx.shape
     block, read_out = time_parts(model, passages.idx)
     runs = work(config.n_layer, config.n_embd, N, len(passages.fit_idx))
-    seconds = [
-        block * runs[score][0] + read_out * runs[score][1] for score in scores if score in runs
-    ]
+    counted = [runs[score] for score in scores if score in runs]
+    seconds = sum(block * n_blocks + read_out * n_read_outs for n_blocks, n_read_outs in counted)
     n_parameters = sum(parameter.numel() for parameter in model.hf.parameters())
     n_tokens = max(passages.idx.numel(), passages.fit_idx.numel())
     memory = memory_needed(config, n_tokens, n_parameters, dtype)
-    beside = "" if len(seconds) == len(scores) else ", and the tasks' time"
+    beside = "" if len(counted) == len(scores) else ", and the tasks' time"
     say(
         f"{name}: {', '.join(scores)} on {N} sequences of {T} tokens take about "
-        f"{duration(sum(seconds))}{beside}, and up to {max(0.1, memory / GIB):.1f} GiB here "
+        f"{duration(seconds)}{beside}, and up to {max(0.1, memory / GIB):.1f} GiB here "
         f"({1000 * block:.3g} ms a block and sequence, {1000 * read_out:.3g} ms a read-out)"
     )
     form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
-    bar = tqdm(total=sum(seconds), bar_format=form, disable=None, leave=False)
-    for part, of_sequence in [*((part, block) for part in model.blocks), (model.head, read_out)]:
-        part.register_forward_hook(moves(bar, of_sequence / T))
+    bar = tqdm(total=seconds, bar_format=form, disable=None, leave=False)
+    for module in model.blocks:
+        module.register_forward_hook(moves(bar, block / T))
+    model.head.register_forward_hook(moves(bar, read_out / T))
     return bar
 
 
@@ -254,10 +261,12 @@ class Job(NamedTuple):
 
 def job_of(folder, arguments, device):
     """The Job of one folder. Raises BadInput for all that can be wrong with it or its text."""
-    config, dtype = read_config(folder), getattr(torch, arguments.dtype)
+    config = read_config(folder)
+    dtype = getattr(torch, arguments.dtype)
     n_parameters = count_parameters(config)
     refuse_too_large(folder, n_parameters, dtype, device)
-    tokenizer, name = load_tokenizer(folder), check_name(folder.resolve().name, "the folder")
+    tokenizer = load_tokenizer(folder)
+    name = check_name(folder.resolve().name, "the folder")
     passages = read_passages(config, tokenizer, arguments, device, folder)
     known = SCORES | task_scores(arguments.text, tokenizer, arguments.task, arguments.blimp)
     wanted = known if arguments.scores is None else arguments.scores
@@ -407,7 +416,8 @@ def worth_of(model, passages, n_times=3):
     """{"blocks", "loss" in nats a token, "tokens/s" of the model's own forward pass, "GiB" of its
     weights}."""
     loss = losses_by_position(model, passages.idx, passages.targets).mean().item()
-    idx, seconds = next(chunks(model, passages.idx))[0], []
+    idx = next(chunks(model, passages.idx))[0]
+    seconds = []
     for _ in range(n_times):
         began = time.perf_counter()
         model(idx)[0].sum().item()  # waits for the device
@@ -421,10 +431,13 @@ def worth_of(model, passages, n_times=3):
 
 
 def remove_and_save(folder, arguments, device):
+    """Save the model without some blocks, once the saved one says what it should, and print what
+    both are worth."""
     target = arguments.save
     if target.exists():
         raise BadInput(f"--save {target} exists already: delete it, or name another folder")
-    config, dtype = read_config(folder), getattr(torch, arguments.dtype)
+    config = read_config(folder)
+    dtype = getattr(torch, arguments.dtype)
     removed = stretch_of(arguments.remove, config.get_text_config().num_hidden_layers)
     tokenizer = load_tokenizer(folder)
     passages = read_passages(config, tokenizer, arguments, device, folder).to(device)

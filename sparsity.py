@@ -52,7 +52,7 @@ FEW_SEQUENCES = 4  # that predict_variance follows one by one for topk
 # Measured on a model -----------------------------------------------------------------------------
 
 
-def exact(x):
+def in_float64(x):
     """x in float64, in which sums and small differences keep their digits; on the CPU, where x is
     on an Apple GPU, which has no float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
@@ -62,7 +62,7 @@ def weight_density(weight):
     """Participation ratio (sum |w|)^2 / (n sum w^2) of any tensor: 1 when all magnitudes are
     equal, 2/pi = 0.64 for a Gaussian, 1/n when one weight holds everything. Scaling all weights
     changes nothing."""
-    magnitude = exact(weight.detach()).abs()
+    magnitude = in_float64(weight.detach()).abs()
     sum_of_squares = magnitude.square().sum().clamp_min(TINY)
     return (magnitude.sum() ** 2 / (magnitude.numel() * sum_of_squares)).item()
 
@@ -103,7 +103,8 @@ def attended_keys(model, idx):
     or before the query; both averaged over queries: {"keys", "share"}, each (n_layer, n_head)
     float64. idx (N, T). Uniform attention over n keys counts n."""
     attentions = [block.attention for block in model.blocks]
-    n_head, T = model.config.n_head, idx.shape[1]
+    n_head = model.config.n_head
+    T = idx.shape[1]
     keys = torch.zeros(len(attentions), n_head, dtype=torch.float64)
     share = torch.zeros_like(keys)
     available = torch.arange(1, T + 1, device=idx.device)
@@ -120,7 +121,7 @@ def attended_keys(model, idx):
 
 def mean_over_queries(values):
     """(B, H, T) -> (H,) float64: mean over positions, sum over sequences."""
-    return exact(values).mean(dim=-1).sum(dim=0)
+    return in_float64(values).mean(dim=-1).sum(dim=0)
 
 
 @torch.no_grad()
@@ -146,7 +147,8 @@ def densities(model, idx):
     "weight", "attention", "key_value", "expert", and what they were computed from. "balance" is
     exp(entropy of expert use) / n_expert."""
     config = model.config
-    weights, attended = weight_sparsity(model), attended_keys(model, idx)
+    weights = weight_sparsity(model)
+    attended = attended_keys(model, idx)
     result = {
         "weight": weights["density"],
         "attention": attended["share"].mean().item(),
@@ -276,12 +278,17 @@ def kept_weight(n, n_kept, v, power, normalize=True):
                              + (n_kept - 1) g up_power up^(n_kept - 2))
 
     where up_power is the integral of exp(power score) g."""
-    scores, dz, d_log_t = math.sqrt(v) * SCORES, SCORES[1] - SCORES[0], 0.5
+    scores = math.sqrt(v) * SCORES
+    dz = SCORES[1] - SCORES[0]
+    d_log_t = 0.5
     largest = scores[-1].item()
     t = torch.arange(-20 - largest, 6 + largest, d_log_t, dtype=torch.float64).exp()[:, None]
-    exponential, density = torch.exp(power * scores), normal_density(SCORES) * dz
+    exponential = torch.exp(power * scores)
+    density = normal_density(SCORES) * dz
     g = density * torch.exp(-t * torch.exp(scores))  # (t, z)
-    up, up_power, down = above(g), above(g * exponential), below(density if normalize else g)
+    up = above(g)
+    up_power = above(g * exponential)
+    down = below(density if normalize else g)
     log_up, log_down = up.clamp_min(TINY).log(), down.clamp_min(TINY).log()
     ways = math.log(n) + math.lgamma(n) - math.lgamma(n_kept) - math.lgamma(n - n_kept + 1)
     rest = ways + (n - n_kept) * log_down + (n_kept - 1) * log_up
@@ -398,8 +405,10 @@ def attention_statistics(config, T, s2):
     and centring m of them keeps 1 - 1/m of it, so the spread is 1 + (e^v - 1) (1 - 1/m): 1 for one
     key, e^v for many. kept_weight gives the same without the approximation, and for topk."""
     topk = config.topk if config.attention == "topk" else T
-    in_sight, v = visible(config, T).sum(dim=1), (config.n_embd * s2) ** 2
-    in_use, most = in_sight.clamp(max=topk), in_sight.max().item()
+    in_sight = visible(config, T).sum(dim=1)
+    v = (config.n_embd * s2) ** 2
+    in_use = in_sight.clamp(max=topk)
+    most = in_sight.max().item()
     some = sorted({n for n in (topk, most, *(round(1.2**i) for i in range(60))) if n <= most})
     spread = [min(n, topk) * kept_weight(n, min(n, topk), v, power=2) for n in some]
     spread = np.interp(in_sight.log(), np.log(some), spread)  # smooth between those
@@ -443,25 +452,24 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
     the sequences idx, (T,) or (N, T); the blocks' weights are kept with probability `keep`. Exact
     as widths grow; only equal tokens are correlated at h_0.
 
-    Averaged over sequences is c_0, which costs one prediction for all of them, and loses less than
-    a tenth of the sequences' own differences (0.3 % for 96 sequences of books that differ by 5 %),
-    but for topk, which picks equal tokens together, a mean of squares, up to 15 %. So of topk
-    a few sequences, FEW_SEQUENCES, are followed one by one, too, and give what the mean loses.
+    It is c_0 that is averaged over sequences, so that one prediction serves them all. This loses
+    less than a tenth of the sequences' own differences (0.3 % for 96 sequences of books that differ
+    by 5 %); but up to 15 % with topk, which picks equal tokens together. So with topk a few
+    sequences, FEW_SEQUENCES, are followed one by one, too, and give what the mean loses.
+
     Layer-norm scaling divides a block's inputs, hence its s2, by its number. An embedding norm
     leaves h_0 a variance of 1."""
     idx = idx.reshape(-1, idx.shape[-1])
-    s2 = [
-        keep * std**2 / (l if config.layer_norm_scaling else 1)
-        for l in range(1, 1 + config.n_layer)
-    ]
-    statistics = {each: attention_statistics(config, idx.shape[1], each) for each in set(s2)}
+    s2 = keep * std**2
+    s2_in = [s2 / (l if config.layer_norm_scaling else 1) for l in range(1, 1 + config.n_layer)]
+    statistics = {each: attention_statistics(config, idx.shape[1], each) for each in set(s2_in)}
 
     def curve(rows):
         equal = sum((row[:, None] == row[None, :]).double() for row in rows) / len(rows)
         covariance = std**2 * equal
         if config.embedding_norm:
             covariance = behind_norm(covariance)
-        return np.array(variance_curve(config, covariance, keep * std**2, s2, statistics))
+        return np.array(variance_curve(config, covariance, s2, s2_in, statistics))
 
     if config.attention != "topk":
         return curve(idx).tolist()
@@ -480,14 +488,14 @@ def variance_curve(config, covariance, s2, s2_in, statistics):
     s2_down = s2_out * config.down_init_scale**2
     probability = attention_probability(config, len(covariance))
     variance = [covariance.diagonal().mean().item()]
-    for each in s2_in:
+    for s2_block in s2_in:
         correlation = normalised(covariance)
         branch = attention_branch(
-            config.n_embd, each, s2_out, probability, correlation, statistics[each]
+            config.n_embd, s2_block, s2_out, probability, correlation, statistics[s2_block]
         )
         covariance = covariance + as_added(config, branch)
         correlation = normalised(covariance)
-        branch = feed_forward_branch(config, each, s2_down, correlation)
+        branch = feed_forward_branch(config, s2_block, s2_down, correlation)
         covariance = covariance + as_added(config, branch)
         variance.append(covariance.diagonal().mean().item())
     return variance
@@ -590,6 +598,7 @@ def theory_of_cases(folder, n_seeds=32):
 
 
 def write_theory(folder, name, figure, n_seeds, **numbers):
+    """<name>.png and <name>.json into folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(figure, folder / f"{name}.png")
@@ -628,7 +637,8 @@ def theory_of_masks(folder, n_seeds=16, depths=(1, 4, 16)):
         rows.sort(key=lambda row: row["density"])
         patterns[name] = {"points": rows, "verdicts": {}}
         for layer in depths:
-            growth, margin = [row["growth"][layer] for row in rows], margin_of("growth")
+            growth = [row["growth"][layer] for row in rows]
+            margin = margin_of("growth")
             verdict, effect, half, p = judge(growth, "rises", log=True, margin=margin)
             verdicts = {"verdict": verdict, "effect": effect, "half": half, "p": p}
             patterns[name]["verdicts"][layer] = verdicts

@@ -24,16 +24,16 @@ from analyze import (
     intervention_losses,
     jacobian_deviation,
     losses_by_position,
-    of_pairs,
+    matrix_of_pairs,
     removal_losses,
     score_linear_maps,
     score_similarity,
     stream_by_token,
-    sums,
     swap_losses,
     use_by_losses,
     variances_of,
     whole_block,
+    zeros_in_float64,
 )
 from data.files import BadInput
 from results.public import DEAREST
@@ -83,7 +83,8 @@ def passages_of(ids, bos, n_sequences, length, n_fit):
     if bos is not None:
         windows = torch.cat((torch.full((n_windows, 1), bos), windows), dim=1)
     to_score, to_fit = windows[0::2], windows[1::2]
-    rows, others = spread_over(to_score, n_sequences), spread_over(to_fit, max(n_sequences, n_fit))
+    rows = spread_over(to_score, n_sequences)
+    others = spread_over(to_fit, max(n_sequences, n_fit))
     return Passages(rows[:, :-1], rows[:, 1:], others[:, :-1], others[:, 1:])
 
 
@@ -143,7 +144,8 @@ def score_stretches(model, passages):
     """Loss ratios without each stretch of n blocks, [n - 1][first block], n = 1, 2, ... as long as
     some stretch costs less than DEAREST of the loss, and one more."""
     idx, targets = passages.idx, passages.targets
-    blocks, ratios = list(model.blocks), []
+    blocks = list(model.blocks)
+    ratios = []
     whole = intervention_losses(model, idx, targets, [(len(blocks), [])]).mean()
     for n in range(1, len(blocks)):
         removals = [(first, blocks[first + n :]) for first in range(len(blocks) - n + 1)]
@@ -169,11 +171,12 @@ def score_linear(model, passages):
 
 
 def score_causal(model, passages):
+    def come_to(changed, size):
+        return {"causal": pair_mean(causal_changes(changed, size))}
+
     norms = causal_norms(model, passages.idx)
     matrix = causal_changes(*(of_sequences.mean(dim=0).numpy() for of_sequences in norms))
-    scores, errors = jackknife(
-        lambda changed, size: {"causal": pair_mean(causal_changes(changed, size))}, *norms
-    )
+    scores, errors = jackknife(come_to, *norms)
     return {"causal_matrix": matrix.tolist(), **scores}, errors
 
 
@@ -184,8 +187,9 @@ def score_permutation(model, passages):
 
     losses = swap_losses(model, passages.idx, passages.targets)
     changes = swap_changes(*(of_sequences.mean(dim=0) for of_sequences in losses))
+    matrix = matrix_of_pairs(changes, len(model.blocks))
     scores, errors = jackknife(come_to, *losses)
-    return {"permutation_matrix": of_pairs(changes, len(model.blocks)).tolist(), **scores}, errors
+    return {"permutation_matrix": matrix.tolist(), **scores}, errors
 
 
 def score_jacobian(model, passages):
@@ -213,8 +217,8 @@ def jacobian_by_probes(model, idx, n_probes=PROBES, seed=0):
     (N, T), L, C = idx.shape, len(model.blocks), model.config.n_embd
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_probes, C))
     signs = torch.from_numpy(signs).to(idx.device)
-    mean = sums(L, n_probes, C, device=idx.device)  # J v
-    squares = sums(L, n_probes, N * T, device=idx.device)  # ||(J_t - I) v||^2
+    mean = zeros_in_float64(L, n_probes, C, device=idx.device)  # J v
+    squares = zeros_in_float64(L, n_probes, N * T, device=idx.device)  # ||(J_t - I) v||^2
     for n, row in enumerate(idx):
         with torch.no_grad():
             states = hidden_states(model, row[None])

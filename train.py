@@ -49,7 +49,7 @@ from data.files import (
     write_text,
 )
 from data.read import load_meta, load_tokens, spread_offsets, take_sequences, training_offsets
-from model import GPT, RemediedBlock
+from model import GPT, RemediedBlock, at_least_fp32
 from results.runs import (
     SUMMARY,
     copy_run,
@@ -133,35 +133,39 @@ def make_update(model, optimizer, tokens, config, hardware):
 # One run -----------------------------------------------------------------------------------------
 
 
-def train(folder, point, bar_position=0, among=None):
+def train(folder, point, bar_position=0, out_dir=None):
     """Train a point (configs.read.Point) into its folder, from its checkpoint if it has one, and
-    return its summary. A run that a sweep in the folder `among` has finished is copied. Raises
-    BadInput where data, folder and options do not fit, or where another process trains it."""
+    return its summary. A run that any sweep in out_dir has finished is copied. Raises BadInput
+    where data, folder and options do not fit, or where another process trains it."""
     identity = identity_of(point)
     finished(folder, identity)  # before a folder is made: what is refused leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if finished(folder, identity):
             return read_json(folder / "summary.json", SUMMARY)
-        if among and (twin := twin_of(folder, identity, among)):
+        if out_dir and (twin := twin_of(folder, identity, out_dir)):
             say(f"{folder} is the same run as {twin}: copied")
             copy_run(twin, folder, point.sweep)
             return read_json(folder / "summary.json", SUMMARY)
         write_json(folder / "config.json", {**identity, "sweep": point.sweep})
-        return train_in(folder, point, bar_position)
+        return train_to_the_end(folder, point, bar_position)
 
 
-def train_in(folder, point, bar_position):
+def train_to_the_end(folder, point, bar_position):
+    """The training itself, from the folder's checkpoint or from the beginning. The folder has the
+    run's config.json, and no other process works in it."""
     model_config, config, _ = point
-    tokens = {split: load_tokens(config.dataset, split, model_config) for split in ("train", "val")}
+    train_tokens = load_tokens(config.dataset, "train", model_config)
+    val_tokens = load_tokens(config.dataset, "val", model_config)
     hardware = choose_hardware(config)
     model, optimizer = build_training(model_config, config, hardware)
-    log, seconds = resume_or_start(folder, model, optimizer, tokens["val"], config)
-    update = make_update(model, optimizer, tokens["train"], config, hardware)
+    log, seconds = resume_or_start(folder, model, optimizer, val_tokens, config)
+    # Only now, as a loaded optimizer has new groups, which a recorded step holds on to.
+    update = make_update(model, optimizer, train_tokens, config, hardware)
     began = time.perf_counter() - seconds  # as if there had been no stop
     diverged = not is_finite(log[-1])
     if not diverged:
-        for line in run_steps(update, model, log, tokens["val"], config, folder.name, bar_position):
+        for line in run_steps(update, model, log, val_tokens, config, folder.name, bar_position):
             diverged = not is_finite(line)
             if diverged:
                 break
@@ -175,80 +179,19 @@ def train_in(folder, point, bar_position):
     return summary
 
 
-def identity_of(point):
-    """What makes a run this run and no other: every option, its data, and the code's behaviour.
-    Raises BadInput where the data are not there, or do not fit the model."""
-    for split in ("train", "val"):
-        load_tokens(point.training.dataset, split, point.model)
-    return {
-        **asdict(point.model),
-        **asdict(point.training),
-        "data_sha256": load_meta(point.training.dataset)["sha256"],
-        "code": fingerprint(point),
-    }
-
-
-def fingerprint(point):
-    """What the code does, in numbers: loss and gradient norm of the third step of a small copy of
-    the point's model, and its validation after that, in float64 on the CPU. Comments, form and
-    toggles that are off do not change it; a factor of 2 before a branch does."""
-    model_config, config = small_copy(point)
-    tokens = np.random.default_rng(0).integers(model_config.vocab_size, size=1000)
-    dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
-        torch.set_default_dtype(torch.float64)  # of the weights as they are drawn
+def build_training(model_config, config, hardware):
+    """A new model on its device, and its optimizer; seeded."""
+    torch.manual_seed(config.seed)
+    model = GPT(model_config).to(hardware.device)
+    model.compute_dtype = hardware.dtype
+    if hardware.compiled:
         try:
-            hardware = Hardware(torch.device("cpu"), torch.float64, compiled=False, note="")
-            model, optimizer = build_training(model_config, config, hardware)
-            update = make_update(model, optimizer, tokens.astype(np.uint16), config, hardware)
-            for step in range(3):
-                loss, gradient_norm = update(step)
-            validated = evaluate(model, tokens.astype(np.uint16), config)
-        finally:
-            torch.set_default_dtype(dtype)
-    numbers = {
-        "loss": loss.item(),
-        "gradient norm": gradient_norm.item(),
-        "validation": validated["val_loss"],
-        "variance": validated["variance"][-1],
-    }
-    return ", ".join(f"{name} {number:.6g}" for name, number in numbers.items())
-
-
-def small_copy(point):
-    """The point's configs with two narrow blocks, few heads, short sequences and few steps; each
-    toggle, and how a batch is cut, as they are."""
-    model, config = point.model, point.training
-    n_sharing = min(8, model.n_head // model.n_kv_head)
-    n_kv_head = min(model.n_kv_head, 8 // n_sharing)
-    n_expert = min(model.n_expert, max(4, model.n_expert_active))
-    small_model = replace(
-        model,
-        n_layer=2,
-        n_head=n_kv_head * n_sharing,
-        n_kv_head=n_kv_head,
-        n_embd=8 * n_kv_head * n_sharing,
-        mlp_hidden=32,
-        expert_hidden=8,
-        n_expert=n_expert,
-        n_shared_expert=min(model.n_shared_expert, 1),
-        vocab_size=32,
-        block_size=16,
-        window=min(model.window, 4),
-        stride=min(model.stride, 4),
-        topk=min(model.topk, 4),
-    )
-    n_parts = min(config.gradient_accumulation_steps, 2)
-    small_config = replace(
-        config,
-        batch_size=4 // n_parts,
-        gradient_accumulation_steps=n_parts,
-        warmup_iters=1,
-        max_iters=4,
-        eval_tokens=64,
-        seed=0,
-    )
-    return small_model, small_config
+            fast.make_fast(model)
+        except ValueError as error:
+            raise BadInput(error) from None
+    groups = model.parameter_groups(config.weight_decay, eps=1e-8)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    return model, optimizer
 
 
 def run_steps(update, model, log, val_tokens, config, name, bar_position):
@@ -279,6 +222,57 @@ def run_steps(update, model, log, val_tokens, config, name, bar_position):
                 line |= evaluate(model, val_tokens, config)
             yield line
             last_step, last_time = step, time.perf_counter()
+
+
+def progress_bar(name, step, n_steps, position):
+    """position: its line on the terminal; None: no bar, as other processes draw theirs."""
+    return tqdm(
+        total=n_steps,
+        initial=step,
+        desc=name,
+        unit="step",
+        position=position,
+        leave=False,
+        disable=True if position is None else None,
+    )
+
+
+def show_on(bar, line):
+    speed = f"{line['tokens_per_second']:,.0f}"
+    bar.set_postfix(loss=f"{line['train_loss']:.3f}", tokens_per_second=speed)
+
+
+LARGEST_LOSS = 700.0  # nats: the perplexity of a larger one is no number any more
+
+
+def is_finite(line):
+    """Are all numbers of a line of log.jsonl finite, those in lists, too, and is its perplexity?
+    If not, the run has diverged."""
+    losses = [line.get(name, 0.0) for name in ("train_loss", "val_loss")]
+    return max(losses) < LARGEST_LOSS and all(np.isfinite(v).all() for v in line.values())
+
+
+def summarise(log, model, seconds, diverged):
+    """summary.json: what a run came to. Of a diverged one the losses and the variance are None."""
+    last = next(line for line in reversed(log) if "val_loss" in line)
+    speeds = [line["tokens_per_second"] for line in log if "tokens_per_second" in line]
+    return {
+        "val_loss": None if diverged else last["val_loss"],
+        "perplexity": None if diverged else math.exp(last["val_loss"]),
+        "last_layer_variance": None if diverged else last["variance"][-1],
+        "params": model.count_parameters(),
+        "active_params": model.count_parameters(active=True),
+        "tokens": log[-1]["tokens"],
+        "seconds": seconds,
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "diverged": diverged,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),  # on the CPU, bits depend on them
+        "device": device_name(model.head.weight.device),
+    }
+
+
+# Checkpoints -------------------------------------------------------------------------------------
 
 
 def resume_or_start(folder, model, optimizer, val_tokens, config):
@@ -345,34 +339,84 @@ def save_checkpoint(folder, model, optimizer, step, seconds):
             raise OSError(reason(error)) from None
 
 
-LARGEST_LOSS = 700.0  # nats: the perplexity of a larger one is no number any more
+# What makes a run this run -----------------------------------------------------------------------
 
 
-def is_finite(line):
-    """Are all numbers of a line of log.jsonl finite, those in lists, too, and is its perplexity?
-    If not, the run has diverged."""
-    losses = [line.get(name, 0.0) for name in ("train_loss", "val_loss")]
-    return max(losses) < LARGEST_LOSS and all(np.isfinite(v).all() for v in line.values())
-
-
-def summarise(log, model, seconds, diverged):
-    """summary.json: what a run came to. Of a diverged one the losses and the variance are None."""
-    last = next(line for line in reversed(log) if "val_loss" in line)
-    speeds = [line["tokens_per_second"] for line in log if "tokens_per_second" in line]
+def identity_of(point):
+    """What makes a run this run and no other: every option, its data, and the code's behaviour.
+    Raises BadInput where the data are not there, or do not fit the model."""
+    for split in ("train", "val"):
+        load_tokens(point.training.dataset, split, point.model)
     return {
-        "val_loss": None if diverged else last["val_loss"],
-        "perplexity": None if diverged else math.exp(last["val_loss"]),
-        "last_layer_variance": None if diverged else last["variance"][-1],
-        "params": model.count_parameters(),
-        "active_params": model.count_parameters(active=True),
-        "tokens": log[-1]["tokens"],
-        "seconds": seconds,
-        "tokens_per_second": statistics.median(speeds) if speeds else None,
-        "diverged": diverged,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),  # on the CPU, bits depend on them
-        "device": device_name(model.head.weight.device),
+        **asdict(point.model),
+        **asdict(point.training),
+        "data_sha256": load_meta(point.training.dataset)["sha256"],
+        "code": fingerprint(point),
     }
+
+
+def fingerprint(point):
+    """What the code does, in numbers: loss and gradient norm of the third step of a small copy of
+    the point's model, and its validation after that, in float64 on the CPU. Comments, form and
+    toggles that are off do not change it; a factor of 2 before a branch does."""
+    model_config, config = small_copy(point)
+    tokens = np.random.default_rng(0).integers(model_config.vocab_size, size=1000)
+    tokens = tokens.astype(np.uint16)
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_default_dtype(torch.float64)  # of the weights as they are drawn
+        try:
+            hardware = Hardware(torch.device("cpu"), torch.float64, compiled=False, note="")
+            model, optimizer = build_training(model_config, config, hardware)
+            update = make_update(model, optimizer, tokens, config, hardware)
+            for step in range(3):
+                loss, gradient_norm = update(step)
+            validated = evaluate(model, tokens, config)
+        finally:
+            torch.set_default_dtype(dtype)
+    numbers = {
+        "loss": loss.item(),
+        "gradient norm": gradient_norm.item(),
+        "validation": validated["val_loss"],
+        "variance": validated["variance"][-1],
+    }
+    return ", ".join(f"{name} {number:.6g}" for name, number in numbers.items())
+
+
+def small_copy(point):
+    """The point's configs with two narrow blocks, few heads, short sequences and few steps; each
+    toggle, and how a batch is cut, as they are."""
+    model, config = point.model, point.training
+    n_sharing = min(8, model.n_head // model.n_kv_head)
+    n_kv_head = min(model.n_kv_head, 8 // n_sharing)
+    n_expert = min(model.n_expert, max(4, model.n_expert_active))
+    small_model = replace(
+        model,
+        n_layer=2,
+        n_head=n_kv_head * n_sharing,
+        n_kv_head=n_kv_head,
+        n_embd=8 * n_kv_head * n_sharing,
+        mlp_hidden=32,
+        expert_hidden=8,
+        n_expert=n_expert,
+        n_shared_expert=min(model.n_shared_expert, 1),
+        vocab_size=32,
+        block_size=16,
+        window=min(model.window, 4),
+        stride=min(model.stride, 4),
+        topk=min(model.topk, 4),
+    )
+    n_parts = min(config.gradient_accumulation_steps, 2)
+    small_config = replace(
+        config,
+        batch_size=4 // n_parts,
+        gradient_accumulation_steps=n_parts,
+        warmup_iters=1,
+        max_iters=4,
+        eval_tokens=64,
+        seed=0,
+    )
+    return small_model, small_config
 
 
 # Measuring while training ------------------------------------------------------------------------
@@ -383,8 +427,8 @@ VARIANCE_TOKENS = 2**15  # a mean over so many tokens repeats to a per cent or t
 @torch.no_grad()
 def evaluate(model, tokens, config):
     """{"val_loss": mean cross-entropy in nats, without router losses, on eval_tokens of tokens;
-    "variance", "attention_variance", "mlp_variance": forward_with_variance's, on every n-th of
-    their sequences, VARIANCE_TOKENS in all; the branches' only of blocks that add_up}."""
+    "variance", "attention_variance", "mlp_variance": what forward_with_variance measures on every
+    n-th of their sequences, VARIANCE_TOKENS in all; of branches only where they add up}."""
     model.eval()
     T, device = model.config.block_size, model.head.weight.device
     offsets = spread_offsets(len(tokens), T, config.eval_tokens)
@@ -397,22 +441,25 @@ def evaluate(model, tokens, config):
     variance = mean_variance(model, tokens, some, config.batch_size)
     model.train()
     measured = {"val_loss": loss.item(), "variance": variance.pop("residual").tolist()}
-    return measured | {f"{branch}_variance": of.tolist() for branch, of in variance.items()}
+    for branch, values in variance.items():
+        measured[f"{branch}_variance"] = values.tolist()
+    return measured
 
 
 def mean_variance(model, tokens, offsets, batch_size):
-    """forward_with_variance's, mean over the sequences at these offsets; so no number depends on
-    how many are taken at once."""
+    """What forward_with_variance measures, mean over the sequences at these offsets, so that no
+    number depends on how many are taken at once."""
     T, device = model.config.block_size, model.head.weight.device
-    totals, opened = {}, None
-    for batch in np.split(offsets, range(batch_size, len(offsets), batch_size)):
-        idx, _ = take_sequences(tokens, batch, T, device)
-        with uncompiled(device):
-            opened = add_up(model, idx[:1]) if opened is None else opened
+    mean = {}
+    with uncompiled(device):
+        first, _ = take_sequences(tokens, offsets[:1], T, device)
+        opened = branches_add_up(model, first)
+        for batch in np.split(offsets, range(batch_size, len(offsets), batch_size)):
+            idx, _ = take_sequences(tokens, batch, T, device)
             _, variance = forward_with_variance(model, idx, opened)
-        for kind, values in variance.items():
-            totals[kind] = totals.get(kind, 0) + values * len(batch) / len(offsets)
-    return totals
+            for kind, values in variance.items():
+                mean[kind] = mean.get(kind, 0) + values * len(batch) / len(offsets)
+    return mean
 
 
 @torch.no_grad()
@@ -434,16 +481,18 @@ def forward_with_variance(model, idx, opened=True):
 def variance_of(h):
     """(B, T, C) -> (B, T). Paper: `h_l.var(dim=-1)`, unbiased; here in fp32 or better whatever the
     stream's dtype."""
-    return h.to(torch.promote_types(h.dtype, torch.float32)).var(dim=-1)
+    return at_least_fp32(h).var(dim=-1)
 
 
 def open_block(block, h):
     """Run the stream h (B, T, C) through a block, and look inside: {"attention": what this branch
     adds to the stream, "between": the stream that the other branch reads, "mlp": what that adds,
     "after": the stream behind the block}, (B, T, C) each."""
-    parts, attention, mlp, factor = {}, block.attention, block.mlp, 1.0
-    if isinstance(block, RemediedBlock):
+    if isinstance(block, RemediedBlock):  # its branches end in their outer norms
         attention, mlp, factor = block.attention_outer_norm, block.mlp_outer_norm, block.factor
+    else:
+        attention, mlp, factor = block.attention, block.mlp, 1.0
+    parts = {}
     handles = [
         attention.register_forward_hook(lambda _, x, y: parts.update(attention=factor * y)),
         block.mlp_norm.register_forward_pre_hook(lambda _, x: parts.update(between=x[0])),
@@ -458,7 +507,7 @@ def open_block(block, h):
 
 
 @torch.no_grad()
-def add_up(model, idx):
+def branches_add_up(model, idx):
     """Is what open_block finds in each block, on idx (B, T), what the block adds to the stream, to
     rounding: h + attention = between, between + mlp = after? Not so where Block.forward was given
     another form, such as a norm behind each sum."""
@@ -486,6 +535,11 @@ def uncompiled(device):
 
 
 # Hardware ----------------------------------------------------------------------------------------
+
+UNUSABLE = (RuntimeError, AssertionError)  # what torch raises where a device is not there
+
+
+GIB = 2**30
 
 
 class Hardware(NamedTuple):
@@ -527,9 +581,6 @@ def choose_hardware(config):
         note = "an Apple GPU trains uncompiled, and is scored on the CPU in what needs float64"
     compiled = config.compile and on_gpu and has_triton() and fast is not None
     return Hardware(device, dtype, compiled, note)
-
-
-UNUSABLE = (RuntimeError, AssertionError)  # what torch raises
 
 
 def best_device():
@@ -593,41 +644,8 @@ def memory_of(device):
         return math.inf
 
 
-def build_training(model_config, config, hardware):
-    """A new model on its device, and its optimizer; seeded."""
-    torch.manual_seed(config.seed)
-    model = GPT(model_config).to(hardware.device)
-    model.compute_dtype = hardware.dtype
-    if hardware.compiled:
-        try:
-            fast.make_fast(model)
-        except ValueError as error:
-            raise BadInput(error) from None
-    groups = model.parameter_groups(config.weight_decay, eps=1e-8)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
-    return model, optimizer
-
-
 def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def progress_bar(name, step, n_steps, position):
-    """position: its line on the terminal; None: no bar, as other processes draw theirs."""
-    return tqdm(
-        total=n_steps,
-        initial=step,
-        desc=name,
-        unit="step",
-        position=position,
-        leave=False,
-        disable=True if position is None else None,
-    )
-
-
-def show_on(bar, line):
-    speed = f"{line['tokens_per_second']:,.0f}"
-    bar.set_postfix(loss=f"{line['train_loss']:.3f}", tokens_per_second=speed)
 
 
 # Bench -------------------------------------------------------------------------------------------
@@ -642,8 +660,9 @@ PEAK_FLOPS = {
     "4090": 165e12,
     "3090": 71e12,
 }
+
+
 BENCH_TOKENS = 2**22  # random ones to train on
-GIB = 2**30
 
 
 def bench(points, n_windows=10):
@@ -657,12 +676,10 @@ def bench(points, n_windows=10):
             rows[step] = {"name": name, **time_steps(point, n_windows)}
             say(bench_line(rows[step]))
             gc.collect()  # a recorded step's memory goes with its last reference
-    seconds = sum(
-        point.training.max_iters
-        * tokens_per_step(point)
-        / rows[step_of(point)]["tokens_per_second"]
-        for point in points.values()
-    )
+    seconds = 0.0
+    for point in points.values():
+        n_tokens = point.training.max_iters * tokens_per_step(point)
+        seconds += n_tokens / rows[step_of(point)]["tokens_per_second"]
     say(f"all {len(points)} points: about {duration(seconds)} of training here, one after another")
     return list(rows.values())
 
@@ -711,7 +728,7 @@ def time_steps(point, n_windows):
     update(0)[0].item()
     first_step_seconds = time.perf_counter() - started
     n_steps = 20 if device.type == "cuda" else 2
-    n_tokens = n_steps * point.training.sequences_per_step * point.model.block_size
+    n_tokens = n_steps * tokens_per_step(point)
     speeds = []
     for _ in range(1 + n_windows):
         began = time.perf_counter()
@@ -720,7 +737,8 @@ def time_steps(point, n_windows):
         loss.item()
         speeds.append(n_tokens / (time.perf_counter() - began))
     speeds = speeds[1:]  # the first window compiles and records what the first step did not
-    median, name = statistics.median(speeds), device_name(device)
+    median = statistics.median(speeds)
+    name = device_name(device)
     peak_flops = next((flops for part, flops in PEAK_FLOPS.items() if part in name), math.nan)
     return {
         "tokens_per_second": median,
@@ -774,7 +792,8 @@ def parse_arguments(argv):
         )
     refuse_dashes(arguments)
     arguments = vars(arguments)
-    path, only_time = Path(arguments.pop("config")), arguments.pop("bench")
+    path = Path(arguments.pop("config"))
+    only_time = arguments.pop("bench")
     given = {name: text for name, text in arguments.items() if text is not None}
     return path, {name: parse_override(name, text) for name, text in given.items()}, only_time
 
@@ -788,18 +807,19 @@ def run_sweep(path, overrides, only_time):
         with memory_said("the bench"):
             bench(points)
         return
-    rank, world_size = from_environment("RANK", 0), from_environment("WORLD_SIZE", 1)
+    rank = from_environment("RANK", 0)
+    world_size = from_environment("WORLD_SIZE", 1)
     folders = {name: Path(p.training.out_dir) / path.stem / name for name, p in points.items()}
     check_points(points, folders)
-    mine = list(points.items())[rank :: max(1, world_size)]  # independent: sharing them out is all
+    mine = list(points.items())[rank :: max(1, world_size)]  # runs are independent
     note = choose_hardware(next(iter(points.values())).training).note
     if note and rank == 0:
         print(note, file=sys.stderr)
     hidden = True if rank else None  # one process draws
     for name, point in tqdm(mine, desc=path.stem, unit="run", disable=hidden, leave=False):
         with memory_said(name):
-            among, position = Path(point.training.out_dir), None if rank else 1
-            summary = train(folders[name], point, position, among)
+            bar_position = None if rank else 1
+            summary = train(folders[name], point, bar_position, Path(point.training.out_dir))
         say(f"{name}  {result_line(summary)}  {summary['seconds']:.0f} s")
 
 

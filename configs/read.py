@@ -29,8 +29,8 @@ class TrainConfig:
 
     dataset: str = "pycode"  # a folder under data/, made by data/prepare.py
     out_dir: str = "out"  # runs go to out_dir/<config>/<point>
-    batch_size: int = 32  # sequences at once; a smaller GPU takes half of them, twice as often:
-    gradient_accumulation_steps: int = 1  # batches per step: same result, but for experts' balance
+    batch_size: int = 32  # sequences at once
+    gradient_accumulation_steps: int = 1  # batches a step; two of half the size need less memory
     learning_rate: float = 1e-3  # at its peak
     min_lr: float = -1.0  # at the end of the cosine; negative: a tenth of learning_rate
     weight_decay: float = 0.1  # of matrices and embeddings

@@ -434,7 +434,7 @@ def fetch_shard(path):
 
 # BLiMP --------------------------------------------------------------------------------------------
 
-EVERY = 10  # of tenth.jsonl
+EVERY = 10  # one pair in so many goes into tenth.jsonl
 
 
 def prepare_blimp(folder, source):

@@ -18,6 +18,7 @@ META = {  # what we need of meta.json
 PAIR = {"paradigm": str, "good": str, "bad": str}
 ITEM = {"context": str, "choices": [str], "answer": Number(int, 0)}
 STRETCHES = 128  # that tokens to predict are taken from
+SCORED_LENGTH = 512  # of a held-out sequence, at most
 LONGEST_CONTEXT = 4096  # that can predict the same targets as every shorter one
 
 
@@ -119,7 +120,9 @@ def same_targets(n_tokens, n_wanted):
     return np.linspace(before, n_tokens - 1 - stretch, n_stretches).astype(int)
 
 
-def held_out_sequences(config, model_config, n_sequences, length=512, device="cpu", parity=0):
+def held_out_sequences(
+    config, model_config, n_sequences, length=SCORED_LENGTH, device="cpu", parity=0
+):
     """Windows of at most `length` tokens, evenly spaced over val.bin, as inputs and targets (N, T).
 
     Parity 0 and 1 interleave, which makes two sets of different sequences. A short val.bin gives

@@ -25,7 +25,7 @@ import numpy as np
 from configs.read import MEASURED_BY, WHERE_NOT_WHAT
 from model import NORM_EPS, GPTConfig, mask_density
 from results.scores import paired_error
-from results.verdicts import SPREADS_DIFFER, holm, judge, slope_weights
+from results.verdicts import holm, judge, slope_weights
 
 SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
 
@@ -103,18 +103,31 @@ CLAIM_METRICS = {
     "perplexity, own context": exponential(entry("same_targets", "own_context")),
     "perplexity, 32 to 63 keys": exponential(entry("same_targets", "short_context")),
 }
+LOG_METRICS = (  # that are judged by their logarithms
+    "perplexity",
+    "perplexity, own context",
+    "perplexity, 32 to 63 keys",
+    "last-layer variance",
+    "growth",
+    "causal",
+    "permutation",
+    "N_eff / L, removed",
+    "Jacobian deviation",
+    "growth at initialisation",
+)
 
 
-def use_of_depth(ratios):
-    """Columns of a report: scores of the use of depth by these ratios, of results/scores.py."""
+def columns_of_use(name):
+    """Columns of a report: the scores under this entry of analysis.json, which are those of
+    use_of_depth (results/scores.py)."""
     return {
-        "N_eff": entry(ratios, "n_eff"),
-        "N_eff / L": entry(ratios, "n_eff_share"),
-        "N_eff / (L - 1) without block 1": entry(ratios, "n_eff_share_without_first"),
-        "sum of u": entry(ratios, "sum"),
-        "geometric mean of u": entry(ratios, "geometric_mean"),
-        "geometric mean times L": entry(ratios, "geometric_mean_times_L"),
-        "share of blocks at its floor": entry(ratios, "at_floor"),
+        "N_eff": entry(name, "n_eff"),
+        "N_eff / L": entry(name, "n_eff_share"),
+        "N_eff / (L - 1) without block 1": entry(name, "n_eff_share_without_first"),
+        "sum of u": entry(name, "sum"),
+        "geometric mean of u": entry(name, "geometric_mean"),
+        "geometric mean times L": entry(name, "geometric_mean_times_L"),
+        "share of blocks at its floor": entry(name, "at_floor"),
     }
 
 
@@ -133,8 +146,8 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
         "update / stream": entry("updates", "size"),
         "permutation times L": permutation_times_L,
     },
-    "Use of depth, a block made linear": use_of_depth("linear_use"),
-    "Use of depth, a block removed": use_of_depth("removal_use"),
+    "Use of depth, a block made linear": columns_of_use("linear_use"),
+    "Use of depth, a block removed": columns_of_use("removal_use"),
     "Size, data, and the gap between held-out and training text": {
         "parameters (M)": lambda run: run.summary["params"] / 1e6,
         "active (M)": lambda run: run.summary["active_params"] / 1e6,
@@ -156,7 +169,20 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
 }
 
 
+EPS_SHARE = 0.01  # of a variance: with more, the norms' eps is no longer negligible
+
+
+def eps_counts(run):
+    """Is the norms' eps more than 1 % of the variance of some h_l? Then the stream's scale is not
+    free, and growth means less."""
+    return EPS_SHARE * min(run.analysis["variance"]["residual"]) < NORM_EPS
+
+
+# What a score resolves: its own error beside what a sweep does to it -----------------------------
+
+
 def with_error(*keys):
+    """The functions of a run that look up a score, its standard error, and its pseudo-values."""
     return entry(*keys), entry("standard_errors", *keys), entry("per_sequence", *keys)
 
 
@@ -227,29 +253,6 @@ def scored_alike(one, other):
     return one.config["data_sha256"] == other.config["data_sha256"] and all(
         one.analysis[name] == other.analysis[name] for name in ("sequences", "length")
     )
-
-
-EPS_SHARE = 0.01  # of a variance: with more, the norms' eps is no longer negligible
-
-
-def eps_counts(run):
-    """Is the norms' eps more than 1 % of the variance of some h_l? Then the stream's scale is not
-    free, and growth means less."""
-    return EPS_SHARE * min(run.analysis["variance"]["residual"]) < NORM_EPS
-
-
-LOG_METRICS = (
-    "perplexity",
-    "perplexity, own context",
-    "perplexity, 32 to 63 keys",
-    "last-layer variance",
-    "growth",
-    "causal",
-    "permutation",
-    "N_eff / L, removed",
-    "Jacobian deviation",
-    "growth at initialisation",
-)
 
 
 # Claims ------------------------------------------------------------------------------------------
@@ -342,7 +345,7 @@ EXPERIMENT = {  # whose verdict on the claims along an option counts; others sta
 
 
 def margin_of(metric):
-    """How large an effect, a step of the swept option, is none: fixed before the sweeps."""
+    """The largest effect of a step of the swept option that is none; fixed before the sweeps."""
     if metric.startswith("perplexity"):
         return 0.005  # of its logarithm
     if metric == "slope of log deviation":
@@ -416,7 +419,9 @@ def at_best_rate(option, points, diverged):
     """points: lists of runs. Where every value was tried at the same several learning rates, each
     value's list of lowest mean perplexity, of the rates at which none of its runs diverged; else
     the points as they are."""
-    left_out, by_value, n_kept = rates_left_out(option, diverged), {}, 0
+    left_out = rates_left_out(option, diverged)
+    by_value = {}
+    n_kept = 0
     for runs in points:
         value, rate = value_of(option, runs[0]), runs[0].config["learning_rate"]
         if rate not in left_out.get(value, ()):
@@ -499,7 +504,8 @@ def ends_along(points, diverged=()):
 def verdict_on(claim, table):
     """The Verdict on a table of its metric: a list for each point, a number for each seed."""
     options = {"log": claim.metric in LOG_METRICS, "margin": margin_of(claim.metric)}
-    judged, apart = (judge(table, claim.shape, **options, differ=n) for n in (SPREADS_DIFFER, 1))
+    judged = judge(table, claim.shape, **options)
+    apart = judge(table, claim.shape, **options, differ=1)
     p_apart = apart.p if apart.verdict in (judged.verdict, "undecided") else 1.0
     return Verdict(claim, *judged, p_apart, (min(map(len, table)), max(map(len, table))))
 

@@ -169,7 +169,8 @@ class Panel:
 
 
 def growth(*keys):
-    """The same for ratios of losses, as relative growth of the loss: 0.1 for 1.1."""
+    """The function of a run that looks up ratios of losses by these keys, as relative growth of the
+    loss: 0.1 for 1.1."""
     ratios = entry(*keys)
     return lambda run: np.maximum(np.array(ratios(run)) - 1, SMALLEST_GROWTH)
 
@@ -393,7 +394,8 @@ def drawable(panels, points):
 
 def line_figure(points, panels, legend=None):
     """A panel each, two in a row; legend: its title, instead of what shown_of says of seeds."""
-    n_rows, n_columns = (len(panels) + 1) // 2, 3 if max(map(len, points)) > LONG_LABEL else 4
+    n_rows = (len(panels) + 1) // 2
+    n_columns = 3 if max(map(len, points)) > LONG_LABEL else 4
     size = (9.5, 3.4 * n_rows + 0.2 * -(-len(points) // n_columns) + 0.3)
     figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
@@ -633,7 +635,8 @@ def matrix_figure(points, matrices=MATRICES):
     """Causal, permutation and angular-distance matrices, means over seeds, a column for each point;
     of many points, for MOST_COLUMNS from the first to the last."""
     shown = points if len(points) <= MOST_COLUMNS else spread_out(points, MOST_COLUMNS)
-    n_rows, size = len(matrices), (max(4.6, 2.6 * len(shown) + 1), 2.8 * len(matrices))
+    n_rows = len(matrices)
+    size = (max(4.6, 2.6 * len(shown) + 1), 2.8 * len(matrices))
     figure, axes = plt.subplots(
         n_rows, len(shown), figsize=size, layout="constrained", squeeze=False
     )
@@ -845,7 +848,8 @@ def theory_figure(cases):
     )
     for axis, (name, case) in zip(axes.flat, cases.items(), strict=False):
         places = range(0, len(case["predicted"]), 4)
-        mean, error = np.array(case["simulated"])[::4], np.array(case["standard_error"])[::4]
+        mean = np.array(case["simulated"])[::4]
+        error = np.array(case["standard_error"])[::4]
         marks = {"fmt": "o", "markersize": 4, "color": "tab:orange", "label": "simulated"}
         axis.plot(case["predicted"], color="black", label="predicted")
         axis.errorbar(places, mean, 2 * error, **marks)

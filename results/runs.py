@@ -133,9 +133,8 @@ ANALYSIS = {
     "text": Maybe({"passes": Number(), "by_position": NUMBERS, "positions_read": NUMBERS}),
     "scored_from": Maybe({"scores": Maybe(str), "task": Maybe(str), "blimp": Maybe(str)}),
 }
-# How many numbers, or rows, an entry holds beyond the number of blocks.
-MEASURED = ("val_loss", "perplexity", "last_layer_variance")  # but where a run diverged
-LENGTHS = {
+MEASURED = ("val_loss", "perplexity", "last_layer_variance")  # of SUMMARY, unless a run diverged
+LENGTHS = {  # how many numbers, or rows, an entry of ANALYSIS holds beyond the number of blocks
     ("variance", "residual"): 1,
     ("variance", "median"): 1,
     ("variance", "without_first"): 1,
@@ -242,7 +241,7 @@ def read_log(folder):
 
 
 def finished(folder, identity):
-    """Is the run of this identity done? It is what config.json holds, but for "sweep". Raises
+    """Is the run of this identity, which is what config.json holds but for "sweep", done? Raises
     BadInput where the folder holds another run's work, or the same run's by other code.
 
     The options that say where a run goes and not what it is may differ, and so may "sweep": the
@@ -278,15 +277,14 @@ def refuse_other_code(folder, written, code, or_else=""):
         )
 
 
-def twin_of(folder, identity, among):
-    """Another folder of a finished run of this identity in any sweep in the folder `among`, or
-    None."""
+def twin_of(folder, identity, out_dir):
+    """Another folder of a finished run of this identity, in any sweep in out_dir, or None."""
 
     def what(options):
         elsewhere = ("out_dir", "checkpoint_interval", "sweep")
         return {name: value for name, value in options.items() if name not in elsewhere}
 
-    for path in sorted(among.glob("*/*/summary.json")):
+    for path in sorted(out_dir.glob("*/*/summary.json")):
         twin = path.parent
         try:
             is_same = what(read_json(twin / "config.json", dict)) == what(identity)
@@ -421,7 +419,7 @@ def read_run(folder):
     }
     if fault := fault_of(log, [VALIDATED]):
         raise BadInput(f"{folder / 'log.jsonl'}: {fault}")
-    run = check_config(Run(folder.name, **fields), folder)
+    run = checked(Run(folder.name, **fields), folder)
     ends_well = bool(log) and log[-1]["val_loss"] == run.summary["val_loss"]
     if not run.summary["diverged"] and not ends_well:
         raise BadInput(
@@ -431,7 +429,7 @@ def read_run(folder):
     return run
 
 
-def check_config(run, source):
+def checked(run, source):
     """The run. Raises BadInput, naming the source, where its config cannot be, or its scores are
     those of another number of blocks."""
     model_config, _ = configs_of(run.config, f"{source}, config.json")
@@ -443,31 +441,16 @@ def check_config(run, source):
     if not run.summary["diverged"] and None in (run.summary[name] for name in MEASURED):
         raise BadInput(f"{source}, summary.json: a run that did not diverge must have its losses")
     check_log(run, source)
-    if run.analysis is None:
-        return run
-    for keys, more in LENGTHS.items():
-        values = run.analysis
-        for key in keys:
-            values = None if values is None else values.get(key)
-        if values is None:  # what fault_of lets be missing
-            continue
-        wanted = model_config.n_layer + more
-        if len(values) != wanted:
-            name = ".".join(keys)
-            raise BadInput(
-                f"{source}, analysis.json: {name} has {len(values)} entries, where {wanted} belong"
-            )
-        rows = {len(row) for row in values if isinstance(row, list)}
-        if rows - {wanted}:
-            name = ".".join(keys)
-            raise BadInput(f"{source}, analysis.json: rows of {name} must have {wanted} entries")
+    if run.analysis is not None:
+        check_lengths(run.analysis, model_config.n_layer, source)
     return run
 
 
 def check_log(run, source):
     """Raises BadInput where validations are missing, or not of the model's states."""
     interval, n_steps = run.config["eval_interval"], run.config["max_iters"]
-    steps, n_states = [line["step"] for line in run.log], run.config["n_layer"] + 1
+    steps = [line["step"] for line in run.log]
+    n_states = run.config["n_layer"] + 1
     places = range(0, n_steps, interval)  # and the last step
     wanted = [*places[: len(steps)], n_steps][: len(steps)]
     n_places = -(-n_steps // interval)  # len(places), which may be too large for len
@@ -478,6 +461,23 @@ def check_log(run, source):
             f"{source}, log.jsonl: there must be a validation every {interval} steps up to "
             f"{n_steps}, with the variances of {n_states} states"
         )
+
+
+def check_lengths(analysis, n_layer, source):
+    """Raises BadInput where an entry is of another number of blocks."""
+    for keys, more in LENGTHS.items():
+        values = analysis
+        for key in keys:
+            values = None if values is None else values.get(key)
+        if values is None:  # what fault_of lets be missing
+            continue
+        name, wanted = ".".join(keys), n_layer + more
+        if len(values) != wanted:
+            raise BadInput(
+                f"{source}, analysis.json: {name} has {len(values)} entries, where {wanted} belong"
+            )
+        if any(len(row) != wanted for row in values if isinstance(row, list)):
+            raise BadInput(f"{source}, analysis.json: rows of {name} must have {wanted} entries")
 
 
 def read_published(path):
@@ -499,7 +499,7 @@ def read_published(path):
         if names.count(name) > 1:
             raise BadInput(f"{path} holds {name} twice, which would count as two seeds: remove one")
     runs = [Run(**{field: run[field] for field in wanted}) for run in runs]
-    return [check_config(run, f"{path}, {run.name}") for run in runs]
+    return [checked(run, f"{path}, {run.name}") for run in runs]
 
 
 def publish_runs(runs, path):

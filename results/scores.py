@@ -171,7 +171,8 @@ def pseudo_values(score, *samples):
     that are numbers. Of a mean they are the sequences' own numbers. One sequence has none.
     """
     samples = [np.asarray(sample, dtype=np.float64) for sample in samples]
-    N, totals = len(samples[0]), [sample.sum(axis=0) for sample in samples]
+    N = len(samples[0])
+    totals = [sample.sum(axis=0) for sample in samples]
     values = score(*(total / N for total in totals))
     if N < 2:
         return values, {}

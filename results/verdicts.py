@@ -101,7 +101,8 @@ def contrast(points, weights, differ=SPREADS_DIFFER):
     """The Contrast sum_i weights[i] * mean of points[i], with weights that sum to zero or do not;
     its error from all points, also those of weight zero, but where spreads differ more than
     `differ` times: then each point has its own."""
-    weights, n_seeds = np.asarray(weights, dtype=float), np.array([len(p) for p in points])
+    weights = np.asarray(weights, dtype=float)
+    n_seeds = np.array([len(p) for p in points])
     effect = float(weights @ [np.mean(point) for point in points])
     squares = np.array([np.var(point) * len(point) for point in points])
     if n_seeds.max() < 2:

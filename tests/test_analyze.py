@@ -14,6 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import analyze
+import pending
 import train
 from configs.read import TrainConfig
 from conftest import REPOSITORY, TOGGLES, as_if_trained, each_toggle
@@ -147,7 +148,7 @@ def test_pairs_that_take_turns_are_each_swapped_in_their_own_sequences(n_layer, 
     [(1, 48, 1), (16, 48, 1), (24, 48, 1), (32, 48, 4), (64, 48, 16), (64, 16, 8), (32, 1, 1)],
 )
 def test_turns(n_layer, n_sequences, expected):
-    assert analyze.turns(n_layer, n_sequences) == expected
+    assert analyze.one_in_how_many(n_layer, n_sequences) == expected
 
 
 @each_toggle
@@ -783,7 +784,7 @@ def test_analysis_holds_what_figures_and_claims_read(monkeypatch):
 
 def test_deep_models_are_swapped_in_fewer_sequences_which_analysis_says(monkeypatch):
     """Five sequences, of which a pair is swapped in two or three: means, jackknife and matrix."""
-    monkeypatch.setattr(analyze, "turns", lambda L, N: 2)
+    monkeypatch.setattr(analyze, "one_in_how_many", lambda L, N: 2)
     monkeypatch.setattr(analyze, "held_out_sequences", lambda *_, parity=0, device: data(5, parity))
     model, (idx, targets) = build(), data(5)
     analysis = analyze.score_run(model, None, 5, torch.device("cpu"))
@@ -902,7 +903,7 @@ def test_a_task_by_other_code_goes_and_that_is_said(trained, project, capsys, mo
     sweep, run = trained
     scored(sweep, "--task", written(project / "a.jsonl", ITEMS))
     written(project / "analyze.py", ["another score"])
-    monkeypatch.setattr(analyze, "SCORED_BY", [project / "analyze.py"])
+    monkeypatch.setattr(pending, "SCORED_BY", [project / "analyze.py"])
     capsys.readouterr()
     scored(sweep)
     said = capsys.readouterr().out
@@ -930,7 +931,7 @@ def test_other_code_that_scores_scores_again(trained, monkeypatch, tmp_path):
     sweep, _ = trained
     first = scored(sweep)
     (tmp_path / "analyze.py").write_text("another score")
-    monkeypatch.setattr(analyze, "SCORED_BY", [tmp_path / "analyze.py"])
+    monkeypatch.setattr(pending, "SCORED_BY", [tmp_path / "analyze.py"])
     assert scored(sweep) != first
 
 
@@ -986,7 +987,7 @@ def test_of_a_block_of_another_form_only_the_whole_is_measured(forward, dtype, m
 def test_every_block_of_ours_is_opened(toggle, dtype):
     model = build(**toggle)
     model.compute_dtype = dtype
-    assert analyze.add_up(model, data()[0])
+    assert analyze.branches_add_up(model, data()[0])
 
 
 def test_a_post_norm_run_is_trained_scored_and_reported(project, monkeypatch, capsys):
@@ -1045,7 +1046,7 @@ def test_an_unknown_order_of_removal_is_refused():
 
 
 def test_what_scores_follow_from_is_all_that_analysis_imports():
-    """But for what writes, judges and draws them."""
+    """But for what keeps account of them, writes, judges and draws them."""
     imported, waiting = set(), ["analyze"]
     while waiting:
         module = waiting.pop()
@@ -1059,11 +1060,11 @@ def test_what_scores_follow_from_is_all_that_analysis_imports():
                 names = [node.module] if isinstance(node, ast.ImportFrom) else []
                 names += [alias.name for alias in node.names] if not names else []
                 waiting += [n for n in names if (REPOSITORY / f"{n.replace('.', '/')}.py").exists()]
-    others = {"configs.read", "data.files"} | {
+    others = {"configs.read", "data.files", "pending"} | {
         f"results.{name}" for name in ("runs", "verdicts", "claims", "figures", "report", "tables")
     }
     files = {REPOSITORY / f"{module.replace('.', '/')}.py" for module in imported - others}
-    assert files <= set(analyze.SCORED_BY)
+    assert files <= set(pending.SCORED_BY)
 
 
 def test_of_several_folders_those_without_runs_are_skipped(trained, capsys):

@@ -59,7 +59,17 @@ MAY_IMPORT = {
     "train": {"model", "fast", "configs.read", "results.runs", *DATA},
     "sparsity": {"model", *DATA, *RESULTS},
     "downstream": {"model"},
-    "analyze": {"model", "sparsity", "downstream", "train", "configs.read", *DATA, *RESULTS},
+    "pending": {"train", "configs.read", "results.runs", *DATA},
+    "analyze": {
+        "model",
+        "sparsity",
+        "downstream",
+        "train",
+        "pending",
+        "configs.read",
+        *DATA,
+        *RESULTS,
+    },
     # Public models.
     "decoder": {"model", "data.files"},
     "results.public": {
@@ -75,6 +85,7 @@ MAY_IMPORT = {
         "analyze",
         "decoder",
         "downstream",
+        "pending",
         "stream_scores",
         "train",
         "configs.read",

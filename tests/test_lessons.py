@@ -79,10 +79,11 @@ for cell in json.load(open("cells.json", encoding="utf-8")):
 @pytest.mark.slow
 def test_all_cells_run_in_order(tmp_path):
     """In a copy of the project, in one process, as a notebook would; checks stand in the cells."""
-    for part in ("*.py", "configs/*.py", "data/*.py", "results/*.py"):
+    parts = ("*.py", "configs/*.py", "data/*.py", "results/*.py", "results/pretrained/*.json")
+    for part in parts:
         for path in REPOSITORY.glob(part):
             target = tmp_path / path.relative_to(REPOSITORY)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
     (tmp_path / "cells.json").write_text(json.dumps(CODE), encoding="utf-8")
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONWARNINGS": "ignore"}
