@@ -136,6 +136,7 @@ def permutation_times_L(run):
     return None if permutation is None else permutation * len(run.analysis["prune_ratios"])
 
 
+OF_WORTH = " (u: by what share the loss grows; N_eff = (Σu)² / Σu²)"
 COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
     "Growth and updates, free of the stream's scale": {
         "var h_L / var h_1": entry("growth", "growth"),
@@ -146,8 +147,8 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
         "update / stream": entry("updates", "size"),
         "permutation times L": permutation_times_L,
     },
-    "Use of depth, a block made linear": columns_of_use("linear_use"),
-    "Use of depth, a block removed": columns_of_use("removal_use"),
+    f"Use of depth, a block made linear{OF_WORTH}": columns_of_use("linear_use"),
+    f"Use of depth, a block removed{OF_WORTH}": columns_of_use("removal_use"),
     "Size, data, and the gap between held-out and training text": {
         "parameters (M)": lambda run: run.summary["params"] / 1e6,
         "active (M)": lambda run: run.summary["active_params"] / 1e6,

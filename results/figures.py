@@ -544,13 +544,15 @@ def point_figure(points, metrics):
     for i in range(len(drawn), axes.size):
         axes.flat[i].axis("off")
         axes.flat[i - 3].tick_params(labelbottom=True)  # of the panel above, now the lowest
-    for axis, name in zip(axes.flat, drawn, strict=False):
+    for i, (axis, name) in enumerate(zip(axes.flat, drawn, strict=False)):
         for curve, along in curves.items():
             places = [labels.index(label) for label in along]
             intervals = means_and_halves(along, metrics[name])
             axis.errorbar(places, *intervals, capsize=4, label=curve, **style_of[curve])
         axis.set_title(POINT_TITLES.get(name, name), fontsize=TITLE_SIZE)
         label_points(axis, labels)
+        if i + 3 < len(drawn):
+            axis.set_xlabel("")  # the panel below says it
         limit_metric(axis, name)
     if shown_of(points) == ONE_SEED:
         figure.suptitle(ONE_SEED, fontsize=TITLE_SIZE)
@@ -589,6 +591,7 @@ def ladder_figure(points):
     """The paper's first figure, and the perplexity: as lines up the rungs, and as single marks
     beside the ladder."""
     on_rung = np.array([runs[0].rung is not None for runs in points.values()])
+    where = "up the rungs" if on_rung.all() else "up the rungs and beside the ladder"
     figure, axes = plt.subplots(3, 1, figsize=(9.5, 8.5), layout="constrained", sharex=True)
     for axis, (title, metrics) in zip(axes, LADDER.items(), strict=True):
         for rank, (metric, style) in enumerate(styles(metrics).items()):
@@ -597,7 +600,7 @@ def ladder_figure(points):
             for chosen, line in ((on_rung, {"label": metric}), (~on_rung, {"linestyle": ""})):
                 x, bars = places[chosen], half[chosen]
                 axis.errorbar(x, mean[chosen], bars, capsize=4, **{**style, **line})
-        axis.set(title=f"{title}, up the rungs and beside the ladder", ylabel=title)
+        axis.set(title=f"{title}, {where}", ylabel=title)
         axis.title.set_fontsize(TITLE_SIZE)
     highest = min(JUST_ABOVE_ONE, axes[-1].get_ylim()[1])
     axes[-1].set(ylim=(0, highest), xticks=range(len(points)))
@@ -816,7 +819,8 @@ def draw_verdicts(axis, experiments, columns):
             if verdict := of_metric.get(metric):
                 colour = VERDICT_COLOURS[verdict.verdict]
                 place = (column - 0.5, row - 0.5)
-                axis.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor="black"))
+                box = {"facecolor": colour, "edgecolor": "black", "clip_on": False}
+                axis.add_patch(Rectangle(place, 1, 1, **box))
                 axis.text(column, row, brief_effect(verdict), ha="center", va="center", fontsize=8)
     n_rows, n_columns = len(experiments), len(columns)
     axis.set(xlim=(-0.5, n_columns - 0.5), ylim=(n_rows - 0.5, -0.5))
