@@ -630,7 +630,7 @@ MATRICES = (
 )
 
 
-MOST_COLUMNS = 5  # of matrix_figure: 1,400 pixels
+MOST_COLUMNS = 6  # of matrix_figure: 1,660 pixels
 TITLE_WIDTH = 22  # characters of a column's title
 
 

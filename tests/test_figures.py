@@ -294,8 +294,8 @@ def with_matrices(n):
     return points
 
 
-@pytest.mark.parametrize("n, columns", [(1, 1), (5, 5), (15, 5)])
-def test_matrices_are_of_five_points_at_most(n, columns):
+@pytest.mark.parametrize("n, columns", [(1, 1), (6, 6), (15, 6)])
+def test_matrices_are_of_six_points_at_most(n, columns):
     points = with_matrices(n)
     figure = matrix_figure(points)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
