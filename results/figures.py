@@ -630,7 +630,8 @@ MATRICES = (
 )
 
 
-MOST_COLUMNS = 6  # of matrix_figure: 1,660 pixels
+MOST_COLUMNS = 6  # of matrix_figure
+WIDEST = 14  # inches
 TITLE_WIDTH = 22  # characters of a column's title
 
 
@@ -639,7 +640,7 @@ def matrix_figure(points, matrices=MATRICES):
     of many points, for MOST_COLUMNS from the first to the last."""
     shown = points if len(points) <= MOST_COLUMNS else spread_out(points, MOST_COLUMNS)
     n_rows = len(matrices)
-    size = (max(4.6, 2.6 * len(shown) + 1), 2.8 * len(matrices))
+    size = (min(max(4.6, 2.6 * len(shown) + 1), WIDEST), 2.8 * len(matrices))
     figure, axes = plt.subplots(
         n_rows, len(shown), figsize=size, layout="constrained", squeeze=False
     )

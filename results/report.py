@@ -280,13 +280,15 @@ def to_its_digit(mean, half, sign=""):
 
 
 def claims_table(verdicts):
-    """Lines of a Markdown table: the verdict on each claim that a sweep speaks to."""
+    """Lines of a Markdown table: the verdict on each claim that a sweep speaks to, or that none."""
+    if not verdicts:
+        return ["None of the paper's claims is about this sweep."]
     lines = [table_row("claim", "predicted", "measured effect", "p", "verdict"), table_rule(5)]
     for verdict in verdicts:
         name = f"**{verdict.claim.name}**" if verdict.claim.primary else verdict.claim.name
         cells = (name, verdict.claim.says, effect_text(verdict), p_text(verdict.p), verdict.verdict)
         lines.append(table_row(*cells))
-    return lines
+    return [*lines, "", "Each claim is judged by itself: README corrects for how many there are."]
 
 
 def family_table(family):

@@ -104,6 +104,10 @@ def test_blocks_that_could_not_be_opened_are_named(control):
     assert sentence in sentences(control)
 
 
+def test_a_sweep_that_no_claim_is_about_has_a_sentence_and_no_empty_table():
+    assert report.claims_table([]) == ["None of the paper's claims is about this sweep."]
+
+
 # Of two seeds the half-width is 12.706 / 2 times their difference. Contrasts of two points of two
 # seeds have two degrees of freedom: a half-width of 4.303 standard errors, and with t of them
 # p = 1 - t / sqrt(2 + t^2).
@@ -143,6 +147,8 @@ At n_layer=8 the rate 0.003 diverged and was left out.
 | C3 | deeper: permutation falls | – (log permutation: falls) | 1 | undecided |
 | C3 | deeper: usefulness falls | -0.875 ± 0 (2 seeds; usefulness: falls) | 1 | undecided |
 | C3+ | deeper: N_eff / L, removed falls | – (log N_eff / L, removed: falls) | 1 | undecided |
+
+Each claim is judged by itself: README corrects for how many there are.
 
 Growth and updates, free of the stream's scale:
 
