@@ -680,7 +680,7 @@ def bench(points, n_windows=10):
     for point in points.values():
         n_tokens = point.training.max_iters * tokens_per_step(point)
         seconds += n_tokens / rows[step_of(point)]["tokens_per_second"]
-    say(f"all {len(points)} points: about {duration(seconds)} of training here, one after another")
+    say(f"all of it: about {duration(seconds)} of training here, one point after another")
     return list(rows.values())
 
 

@@ -797,7 +797,7 @@ def verdicts_figure(panels):
         Patch(facecolor=colour, edgecolor="black", label=verdict)
         for verdict, colour in VERDICT_COLOURS.items()
     ]
-    title = "effect of a step, and verdict before Holm's correction"
+    title = "effect of a step, and verdict after Holm's correction"
     figure.legend(handles=patches, ncols=len(patches), title=title, **LEGEND_BELOW)
     return figure
 

@@ -20,7 +20,7 @@ from results.claims import (
     verdict_on,
 )
 from results.figures import save_figure, verdicts_figure
-from results.report import labelled, sweep_of
+from results.report import after_correction, labelled, sweep_of
 from results.runs import read_runs, rounded
 
 HERE = Path(__file__).parent
@@ -72,7 +72,7 @@ def draw():
         },
     }
     save_figure(
-        verdicts_figure({name: labelled(of) for name, of in panels.items()}),
+        verdicts_figure({name: labelled(after_correction(of)) for name, of in panels.items()}),
         HERE / "hot/verdicts.png",
     )
     say(HERE / "hot/verdicts.png")

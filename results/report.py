@@ -309,6 +309,16 @@ def corrected(verdict, adjusted):
     return verdict.verdict if adjusted < 1 - LEVEL else "undecided"
 
 
+def after_correction(of_sweep):
+    """{sweep: its Verdicts}, each as it stands after Holm's correction within its family."""
+    judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
+    stands = {name: [] for name in of_sweep}
+    for family in families(judged):
+        for (name, verdict), adjusted in zip(family.verdicts, family.adjusted, strict=True):
+            stands[name].append(verdict._replace(verdict=corrected(verdict, adjusted)))
+    return stands
+
+
 def p_text(p):
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
@@ -351,7 +361,8 @@ def report_all(sweeps, folder):
     of_sweep = {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
     speaking = {name: verdicts for name, verdicts in of_sweep.items() if verdicts}
     if speaking:
-        save_figure(verdicts_figure({"": labelled(speaking)}), folder / "verdicts.png")
+        panels = {"": labelled(after_correction(speaking))}
+        save_figure(verdicts_figure(panels), folder / "verdicts.png")
         ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
         save_figure(changes_figure(ends), folder / "changes.png")
     if depth := sweeps.get(EXPERIMENT["n_layer"]):

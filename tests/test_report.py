@@ -10,6 +10,7 @@ from model import GPTConfig
 from results import report
 from results.claims import CLAIMS, Family, Verdict
 from results.report import (
+    after_correction,
     effect_text,
     family_table,
     left_out,
@@ -267,6 +268,24 @@ def test_verdicts_stand_with_and_without_the_correction():
     first, second = family_table(family)[2:]
     assert first.endswith("| 0.004 | opposed | 0.04 | opposed | 0.05 |")
     assert second.endswith("| 0.02 | opposed | 0.18 | undecided | 0.2 |")
+
+
+def test_a_figure_shows_what_stands_after_the_correction():
+    """Of ten primary claims p = 0.004 holds, as 10 * 0.004 < 0.05, and p = 0.02 does not."""
+    c1, c3 = (
+        next(claim for claim in CLAIMS if claim.primary and claim.name == name)
+        for name in ("C1", "C3")
+    )
+    holds, fails = (
+        Verdict(claim, "supported", 1.0, 0.5, p, p, (3, 3))
+        for claim, p in ((c1, 0.004), (c3, 0.02))
+    )
+    stands = after_correction({"depth": [fails, holds], "tokens": []})
+    assert {v.claim.name: v.verdict for v in stands["depth"]} == {
+        "C1": "supported",
+        "C3": "undecided",
+    }
+    assert stands["tokens"] == []
 
 
 ONE_RUN = sweep_of([made_up_run(1, 0.001, 0, 20)])

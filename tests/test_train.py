@@ -280,7 +280,7 @@ def test_bench_times_the_step_and_writes_no_run(project, capsys):
     *lines, last = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 2  # seeds take the same step
     assert all("tokens/s" in line and "first step" in line for line in lines)
-    assert last.startswith("all 6 points: about ") and " of training here" in last
+    assert last.startswith("all of it: about ") and " of training here" in last
     assert not (project / "out").exists()
 
 
