@@ -87,7 +87,7 @@ from train import (
     choose_hardware,
     duration,
     fast,
-    memory_said,
+    memory_errors_explained,
     open_block,
     variance_of,
 )
@@ -870,7 +870,7 @@ def score_sweep(path, arguments):
             to_do[folder] = work
     announce(path, to_do)
     for folder, work in tqdm(to_do.items(), desc=path.name, unit="run", disable=None, leave=False):
-        with memory_said(f"scoring {folder}"):
+        with memory_errors_explained(f"scoring {folder}"):
             analyse_run(folder, work)
 
 

@@ -63,8 +63,15 @@ from decoder import (
 from downstream import choice_accuracy, minimal_pairs
 from pending import SCORED_BY
 from results.public import publish, read_analysis, report_model, report_models
-from stream_scores import SCORES, Passages, passages_of, work
-from train import choose_hardware, device_name, duration, memory_of, memory_said, peak_memory
+from stream_scores import SCORES, Passages, passages_of, runs_of_scores
+from train import (
+    choose_hardware,
+    device_name,
+    duration,
+    memory_errors_explained,
+    memory_of,
+    peak_memory,
+)
 
 OUT = Path("out/pretrained")
 SEQUENCES, CPU_SEQUENCES = 32, 4
@@ -215,7 +222,7 @@ def announce(name, model, passages, scores, dtype):
     config = model.config
     N, T = passages.idx.shape
     block, read_out = time_parts(model, passages.idx)
-    runs = work(config.n_layer, config.n_embd, N, len(passages.fit_idx))
+    runs = runs_of_scores(config.n_layer, config.n_embd, N, len(passages.fit_idx))
     counted = [runs[score] for score in scores if score in runs]
     seconds = sum(block * n_blocks + read_out * n_read_outs for n_blocks, n_read_outs in counted)
     n_parameters = sum(parameter.numel() for parameter in model.hf.parameters())
@@ -347,7 +354,7 @@ def score_model(folder, arguments, device):
             if measured.get(score, {}).get("identity") != identity[score]
         }
         if to_do:
-            with memory_said(f"scoring {folder}", "lower --sequences or --length"):
+            with memory_errors_explained(f"scoring {folder}", "lower --sequences or --length"):
                 score_and_keep(job._replace(scores=to_do), identity, analysis, device)
     return job.out
 
@@ -493,7 +500,9 @@ def score_and_report(arguments):
     if arguments.remove or arguments.save:
         if not (arguments.remove and arguments.save and len(arguments.models) == 1):
             raise BadInput("--remove A-B and --save FOLDER go together, with one model")
-        with memory_said(f"running {arguments.models[0]}", "lower --sequences or --length"):
+        with memory_errors_explained(
+            f"running {arguments.models[0]}", "lower --sequences or --length"
+        ):
             remove_and_save(arguments.models[0], arguments, device)
         return
     names = [

@@ -262,7 +262,7 @@ SCORES = {  # in the order in which they run
 }
 
 
-def work(L, C, n_sequences, n_fit):
+def runs_of_scores(L, C, n_sequences, n_fit):
     """{score: (block runs, read-outs)}, about, a sequence at a time. A gradient counts for two, a
     fitted map for one. Of stretches, a quarter of all lengths are thought to be tried."""
     N, pairs = n_sequences, L * L / 2

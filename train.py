@@ -804,7 +804,7 @@ def run_sweep(path, overrides, only_time):
     for name, point in points.items():
         refuse_too_large(name, point, choose_hardware(point.training).device)
     if only_time:
-        with memory_said("the bench"):
+        with memory_errors_explained("the bench"):
             bench(points)
         return
     rank = from_environment("RANK", 0)
@@ -817,7 +817,7 @@ def run_sweep(path, overrides, only_time):
         print(note, file=sys.stderr)
     hidden = True if rank else None  # one process draws
     for name, point in tqdm(mine, desc=path.stem, unit="run", disable=hidden, leave=False):
-        with memory_said(name):
+        with memory_errors_explained(name):
             bar_position = None if rank else 1
             summary = train(folders[name], point, bar_position, Path(point.training.out_dir))
         say(f"{name}  {result_line(summary)}  {summary['seconds']:.0f} s")
@@ -836,7 +836,7 @@ SMALLER_STEPS = (
 
 
 @contextmanager
-def memory_said(what, cure=SMALLER_STEPS):
+def memory_errors_explained(what, cure=SMALLER_STEPS):
     """Raises BadInput, which says what to do, where memory runs out in the work inside."""
     try:
         yield

@@ -26,8 +26,8 @@ from configs.read import TrainConfig
 from data.files import BadInput, Number, or_one_sentence, read_json, say, write_json
 from pretrained import FIT_TOKENS, GIB, LENGTH, SEQUENCES, memory_needed, time_parts
 from results.runs import rounded
-from stream_scores import work
-from train import choose_hardware, device_name, memory_said
+from stream_scores import runs_of_scores
+from train import choose_hardware, device_name, memory_errors_explained
 
 TIMED_BLOCKS = 4  # as many are built: all blocks of a model have the same shape
 N_TIMES = 5
@@ -91,7 +91,7 @@ def measure_all():
     torch.set_float32_matmul_precision("high")  # as pretrained.py scores
     rows = {}
     for name, (shape, dtype) in MODELS.items():
-        with memory_said(name, cure="a larger GPU is needed"):
+        with memory_errors_explained(name, cure="a larger GPU is needed"):
             times = time_model(shape, getattr(torch, dtype), device)
         rows[name] = row = count(shape, dtype, *times)
         say(f"{name}: {row['minutes']:.3g} minutes, {row['GiB']:.3g} GiB")
@@ -112,7 +112,7 @@ def count(shape, dtype, block, read_out):
     """A row of public_cost.json, from the seconds of a block and of a read-out: what all scores of
     SEQUENCES sequences of LENGTH tokens take, as pretrained.py announces them on a GPU."""
     n_fit = max(SEQUENCES, math.ceil(FIT_TOKENS * shape.n_embd / LENGTH))
-    runs = work(shape.n_layer, shape.n_embd, SEQUENCES, n_fit)
+    runs = runs_of_scores(shape.n_layer, shape.n_embd, SEQUENCES, n_fit)
     minutes = {
         score: (block * n_blocks + read_out * n_read_outs) / 60
         for score, (n_blocks, n_read_outs) in runs.items()

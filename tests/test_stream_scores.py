@@ -271,7 +271,7 @@ def test_the_cost_line_counts_block_runs(name):
         block.register_forward_hook(lambda _, x, __: add(counted, "blocks", x[0].shape[0]))
     model.head.register_forward_hook(lambda _, x, __: add(counted, "read-outs", x[0].shape[0]))
     SCORES[name](model, taken)
-    blocks, read_outs = stream_scores.work(L, 16, 2, 5)[name]
+    blocks, read_outs = stream_scores.runs_of_scores(L, 16, 2, 5)[name]
     fit = 5 * L if name == "linear" else 0  # what solving costs beside running
     assert abs(counted["blocks"] - (blocks - fit)) <= 0.35 * counted["blocks"]
     assert abs(counted["read-outs"] - read_outs) <= 0.35 * max(1, counted["read-outs"])
