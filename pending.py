@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs.read import Point, TrainConfig
-from data.files import BadInput, read_json, say
-from data.prepare import sha256_of
+from data.files import BadInput, read_json, say, sha256_of
 from data.read import load_items, load_meta, load_pairs
 from results.runs import SUMMARY, described, read_analysis, refuse_other_code
 from train import choose_hardware, fingerprint

@@ -4,6 +4,7 @@ Text is UTF-8 with line feeds, whatever the machine's locale. A file that others
 read_json or read_json_lines, which say which file and which field is not as it must be.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  who runs an older one has not rea
     sys.exit(f"nanodepth needs Python 3.11 or later, and this is {sys.version.split()[0]}")
 
 LARGEST = sys.float_info.max
+DATA_FILES = ("train.bin", "val.bin", "choices.jsonl")  # of a dataset, beside meta.json
 
 # What a person reads -----------------------------------------------------------------------------
 
@@ -215,6 +217,16 @@ def fault_of_number(value, wanted, field):
 def shortened(value, most=40):
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def sha256_of(paths):
+    """The hash, in hexadecimal, of the files' contents one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 24):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 # Writing -----------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from tiktoken_ext.openai_public import gpt2
 from tqdm import tqdm
 
 from data.files import (
+    DATA_FILES,
     BadInput,
     cannot_write,
     check_name,
@@ -53,6 +54,7 @@ from data.files import (
     reason,
     refuse_dashes,
     say,
+    sha256_of,
     sync,
     write_text,
 )
@@ -195,8 +197,6 @@ def choices_from(document, rng):
 
 # Files --------------------------------------------------------------------------------------------
 
-DATA_FILES = ("train.bin", "val.bin", "choices.jsonl")
-
 
 @contextmanager
 def replacing_dataset(folder):
@@ -254,16 +254,6 @@ def finish_dataset(paths, source, vocab_size, choices, tokens, documents):
     text = json.dumps(meta, indent=1) + "\n"
     paths["meta.json"].write_text(text, encoding="utf-8", newline="\n")
     return meta
-
-
-def sha256_of(paths):
-    """The hash, in hexadecimal, of the files' contents one after another."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 24):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 # Sources ------------------------------------------------------------------------------------------

@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.files import BadInput, Number, check_name, read_json, read_json_lines
+from data.files import (
+    DATA_FILES,
+    BadInput,
+    Number,
+    check_name,
+    read_json,
+    read_json_lines,
+    sha256_of,
+)
 
 DATA = Path(__file__).parent  # datasets are beside the code, runs in the working folder
 N_TOKENS = Number(int, 0)
@@ -61,20 +69,28 @@ def load_tokens(dataset, split, model_config):
             f"{path} has {n_tokens:,} tokens, too few for block_size = {model_config.block_size}: "
             f"lower it, or prepare data/{dataset} with more text"
         )
-    tokens = np.memmap(path, dtype=np.uint16, mode="c")  # never written, though torch asks for it
-    largest = largest_token(path, path.stat().st_mtime_ns, n_tokens)
-    if largest >= meta["vocab_size"]:
+    refuse_changed(dataset, meta)
+    return np.memmap(path, dtype=np.uint16, mode="c")  # never written, though torch asks for it
+
+
+def refuse_changed(dataset, meta):
+    """Raises BadInput where a file of a dataset is not the one that meta.json was written for."""
+    paths = [DATA / dataset / name for name in DATA_FILES]
+    for path in paths:
+        if not path.exists():
+            raise BadInput(f"there is no {path}: prepare data/{dataset} again")
+    times = [path.stat().st_mtime_ns for path in paths]
+    if hash_at(tuple(paths), tuple(times)) != meta["sha256"]:
         raise BadInput(
-            f"{path} holds token {largest}, where meta.json promises {meta['vocab_size']} "
-            f"tokens from 0: prepare data/{dataset} again"
+            f"the files of data/{dataset} have changed since meta.json was written: prepare "
+            "it again, and give choices of your own by --task"
         )
-    return tokens
 
 
 @lru_cache
-def largest_token(path, changed, n_tokens):
-    """Read once, however often a file is asked for; changed: its time, n_tokens: its size."""
-    return int(np.memmap(path, dtype=np.uint16, mode="r").max())
+def hash_at(paths, times):
+    """sha256_of, counted once however often it is asked for; times: when the files changed."""
+    return sha256_of(paths)
 
 
 def take_sequences(tokens, offsets, block_size, device):

@@ -1,6 +1,7 @@
 """Helpers of several tests. Tests import the project's files from the repository's top folder, as
 a reader runs them."""
 
+import hashlib
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ sys.path.insert(0, str(REPOSITORY))
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start, as of the tests themselves:
 torch.set_num_threads(1)  # models this small only lose time to a second thread
 
+from data.files import DATA_FILES  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 # Small models ------------------------------------------------------------------------------------
@@ -123,7 +125,14 @@ def write_data(folder, vocab_size=257, n_train=4000, n_val=600):
         tokens = np.cumsum(rng.integers(3, size=n_tokens)) % 20 + 40
         tokens.astype(np.uint16).tofile(folder / f"{split}.bin")
     (folder / "choices.jsonl").write_text("", encoding="utf-8")
-    meta = {"vocab_size": vocab_size, "tokens": {"train": n_train, "val": n_val}, "sha256": "x"}
+    write_meta(folder, vocab_size, {"train": n_train, "val": n_val})
+
+
+def write_meta(folder, vocab_size, tokens):
+    """meta.json, of the files as they now are."""
+    contents = [(folder / name).read_bytes() for name in DATA_FILES]
+    digest = hashlib.sha256(b"".join(contents)).hexdigest()
+    meta = {"vocab_size": vocab_size, "tokens": tokens, "sha256": digest}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 

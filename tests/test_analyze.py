@@ -17,7 +17,7 @@ import analyze
 import pending
 import train
 from configs.read import TrainConfig
-from conftest import REPOSITORY, TOGGLES, as_if_trained, each_toggle
+from conftest import REPOSITORY, TOGGLES, as_if_trained, each_toggle, write_data
 from model import GPT, GPTConfig
 from results import scores
 
@@ -1018,8 +1018,9 @@ def test_a_run_without_a_fingerprint_is_accepted(trained):
 
 def test_a_run_on_other_data_is_refused(trained, refused, project):
     sweep, _ = trained
-    path = project / "data/tiny/meta.json"
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "sha256": "y"}))
+    folder = project / "data/tiny"
+    shutil.rmtree(folder)
+    write_data(folder, n_train=3999)
     message = refused(analyze.main, [sweep])
     assert "data/tiny is not what" in message and "train again" in message
 

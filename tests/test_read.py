@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.read import TrainConfig
-from conftest import write_data
+from conftest import write_data, write_meta
 from data import read
 from data.files import BadInput
 from model import GPTConfig
@@ -86,6 +86,7 @@ def test_held_out_sequences_of_either_parity_share_no_token(project):
     n_val = 600
     write_data(project / "data/counted", vocab_size=n_val)
     (project / "data/counted/val.bin").write_bytes(np.arange(n_val, dtype=np.uint16).tobytes())
+    write_meta(project / "data/counted", n_val, {"train": 4000, "val": n_val})
     config, model = TrainConfig(dataset="counted"), GPTConfig(block_size=16, vocab_size=n_val)
     even, targets = read.held_out_sequences(config, model, n_sequences=8)
     odd, _ = read.held_out_sequences(config, model, n_sequences=8, parity=1)
@@ -146,11 +147,19 @@ def test_tokens_beyond_the_vocabulary_are_refused(project):
     assert "vocab_size = 257" in message and "999" in message
 
 
-def test_a_token_that_the_vocabulary_lacks_is_refused(project):
+def test_a_file_that_has_changed_at_equal_size_is_refused(project):
+    """Also after it was read as it should be, and whichever split is asked for."""
+    read.load_tokens("tiny", "val", MODEL)
     tokens = np.fromfile(project / "data/tiny/train.bin", dtype=np.uint16)
-    tokens[7] = 257
+    tokens[7] ^= 1
     tokens.tofile(project / "data/tiny/train.bin")
-    with pytest.raises(BadInput, match="train.bin holds token 257"):
+    with pytest.raises(BadInput, match="data/tiny have changed since meta.json was written"):
+        read.load_tokens("tiny", "val", MODEL)
+
+
+def test_a_dataset_without_its_choices_is_refused(project):
+    (project / "data/tiny/choices.jsonl").unlink()
+    with pytest.raises(BadInput, match="there is no .*choices.jsonl: prepare data/tiny again"):
         read.load_tokens("tiny", "train", MODEL)
 
 

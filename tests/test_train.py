@@ -307,7 +307,7 @@ def test_a_run_says_what_it_is(trained):
     config = read_json(folder / "config.json")
     assert set(OPTIONS) <= set(config)
     assert config["n_layer"] == 2 and config["n_kv_head"] == 2  # as resolved
-    assert config["data_sha256"] == "x"
+    assert config["data_sha256"] == read.load_meta("tiny")["sha256"]
     assert config["sweep"] == {"point": None, "rung": None, "place": 0, "options": ["n_layer"]}
 
 
