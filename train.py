@@ -158,6 +158,7 @@ def train_to_the_end(folder, point, bar_position):
     train_tokens = load_tokens(config.dataset, "train", model_config)
     val_tokens = load_tokens(config.dataset, "val", model_config)
     hardware = choose_hardware(config)
+    forget_peak_memory(hardware.device)
     model, optimizer = build_training(model_config, config, hardware)
     log, seconds = resume_or_start(folder, model, optimizer, val_tokens, config)
     # Only now, as a loaded optimizer has new groups, which a recorded step holds on to.
@@ -256,6 +257,7 @@ def summarise(log, model, seconds, diverged):
     """summary.json: what a run came to. Of a diverged one the losses and the variance are None."""
     last = next(line for line in reversed(log) if "val_loss" in line)
     speeds = [line["tokens_per_second"] for line in log if "tokens_per_second" in line]
+    device = model.head.weight.device
     return {
         "val_loss": None if diverged else last["val_loss"],
         "perplexity": None if diverged else math.exp(last["val_loss"]),
@@ -268,7 +270,8 @@ def summarise(log, model, seconds, diverged):
         "diverged": diverged,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),  # on the CPU, bits depend on them
-        "device": device_name(model.head.weight.device),
+        "memory_GiB": peak_memory(device) if device.type == "cuda" else None,
+        "device": device_name(device),
     }
 
 
@@ -720,8 +723,7 @@ def time_steps(point, n_windows):
     hardware = choose_hardware(point.training)
     model, optimizer = build_training(point.model, point.training, hardware)
     device = hardware.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    forget_peak_memory(device)
     rng = np.random.default_rng(0)
     tokens = rng.integers(point.model.vocab_size, size=BENCH_TOKENS).astype(np.uint16)
     update = make_update(model, optimizer, tokens, point.training, hardware)
@@ -750,6 +752,12 @@ def time_steps(point, n_windows):
         "device": name,
         "torch": torch.__version__,
     }
+
+
+def forget_peak_memory(device):
+    """So that peak_memory says what follows; on a GPU alone."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device):

@@ -63,6 +63,7 @@ SUMMARY = {
     "device": str,
     "params": Number(int, 0),
     "active_params": Number(int, 0),
+    "memory_GiB": Maybe((Number(float, 0), NONE)),
 }
 SWEEP = {
     "point": (str, NONE),

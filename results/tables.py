@@ -161,10 +161,11 @@ def benched(file):
 
 def speed_table():
     measured = {row.point: row for row in benched("bench.txt")}
-    rows = [table_row("model", "tokens/s", "MFU"), table_rule(3)]
+    rows = [table_row("model", "tokens/s", "MFU", "GiB"), table_rule(4)]
     for point, name in BENCHED.items():
-        speed, mfu = measured[point].tokens_per_second / 1e6, measured[point].mfu
-        rows.append(table_row(name, f"{speed:.2f} M", f"{mfu:.0f} %"))
+        row = measured[point]
+        speed = f"{row.tokens_per_second / 1e6:.2f} M"
+        rows.append(table_row(name, speed, f"{row.mfu:.0f} %", f"{row.memory:.1f}"))
     return rows
 
 
@@ -345,20 +346,23 @@ def minutes_text(minutes):
     return f"{minutes:#.2g}" if minutes < 9.95 else f"{minutes:,.0f}"
 
 
-EXPECTED = {"perplexity": "perplexity", "variance of h_L": "last-layer variance"}
+EXPECTED = {  # column: a function of a run
+    "perplexity": METRICS["perplexity"],
+    "variance of h_L": METRICS["last-layer variance"],
+    "seconds to train": lambda run: run.summary["seconds"],
+    "GiB of the GPU": lambda run: run.summary.get("memory_GiB"),  # newer runs say it
+}
 
 
 def expected_table():
     """What a run of each published point comes to, over its seeds."""
-    rows = [table_row("config", "point", "seeds", *EXPECTED, "seconds to train", "on")]
-    rows.append(table_rule(len(EXPECTED) + 5))
+    rows = [table_row("config", "point", "seeds", *EXPECTED, "on")]
+    rows.append(table_rule(len(EXPECTED) + 4))
     for path in sorted(HERE.glob("*.json")):
         if not read_text(path).startswith("["):  # no sweep
             continue
         for point, runs in points_of(path.stem).items():
-            numbers = [METRICS[metric] for metric in EXPECTED.values()]
-            columns = [*numbers, lambda run: run.summary["seconds"]]
-            cells = [with_interval([number(run) for run in runs]) for number in columns]
+            cells = [with_interval([number(run) for run in runs]) for number in EXPECTED.values()]
             devices = enumerated(run.summary["device"] for run in runs)
             rows.append(table_row(f"`{path.stem}`", point, str(len(runs)), *cells, devices))
     return rows

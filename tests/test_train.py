@@ -329,6 +329,7 @@ def test_a_summary_says_what_the_log_says_last(trained):
     assert summary["last_layer_variance"] == last["variance"][-1]
     assert not summary["diverged"] and summary["device"] == "cpu"
     assert {"params", "active_params", "seconds", "tokens_per_second", "torch"} <= set(summary)
+    assert summary["memory_GiB"] is None  # of a GPU alone
 
 
 def test_a_trained_model_has_the_validation_loss_that_its_summary_states(trained):
