@@ -32,12 +32,12 @@ def log_probabilities(model, rows):
         width = len(rows[longest_first[0]][0]) - 1
         n_rows = max(1, n_tokens // width)
         picked, longest_first = longest_first[:n_rows], longest_first[n_rows:]
-        ids = torch.zeros(len(picked), width + 1, dtype=torch.long)
-        counts = torch.zeros(len(picked), width)
+        ids = np.zeros((len(picked), width + 1), dtype=np.int64)
+        counts = np.zeros((len(picked), width), dtype=np.float32)
         for i, (row, n) in enumerate(rows[place] for place in picked):
-            ids[i, : len(row)] = torch.tensor(row)
+            ids[i, : len(row)] = row
             counts[i, len(row) - 1 - n : len(row) - 1] = 1  # a target stands one to the left
-        ids, counts = ids.to(device), counts.to(device)
+        ids, counts = (torch.from_numpy(array).to(device) for array in (ids, counts))
         losses = cross_entropy(model(ids[:, :-1])[0], ids[:, 1:])
         totals[picked] = -(losses * counts).cpu().double().sum(dim=1).numpy()
     return totals
