@@ -88,13 +88,17 @@ def same_question(one, other):
 
 
 def two_cells(measured):
-    """What was measured, and the verdict after the correction; † where it does not hold with each
-    point's own spread."""
+    """What was measured, with the numbers of seeds where points have not equally many, and the
+    verdict after the correction; † where it does not hold with each point's own spread."""
     verdict, adjusted, apart = measured
+    fewest, most = verdict.n_seeds
+    change = change_text(verdict)
+    if fewest < most:
+        change += f", {fewest} to {most} seeds"
     said = corrected(verdict, adjusted)
     if said == "undecided":
-        return change_text(verdict), said
-    return change_text(verdict), f"**{said}**" if apart < 1 - LEVEL else f"{said} †"
+        return change, said
+    return change, f"**{said}**" if apart < 1 - LEVEL else f"{said} †"
 
 
 def change_text(verdict):

@@ -287,3 +287,11 @@ def test_a_table_that_nobody_makes_is_refused(page):
     page.write_text("<!-- table: theirs -->\n<!-- end -->\n", encoding="utf-8")
     with pytest.raises(BadInput, match="theirs.*ours"):
         write_tables(page.parent)
+
+
+def test_a_cell_says_how_many_seeds_where_points_have_not_equally_many():
+    claim = next(claim for claim in CLAIMS if claim.metric == "exponent")
+    some, equal = (Verdict(claim, "opposed", -0.1, 0.04, 0.01, 0.01, n) for n in ((1, 3), (3, 3)))
+    assert two_cells((some, 0.02, 0.2)) == ("-0.100 ± 0.040, 1 to 3 seeds", "opposed †")
+    assert two_cells((equal, 0.02, 0.01)) == ("-0.100 ± 0.040", "**opposed**")
+    assert two_cells((equal, 0.2, 0.2)) == ("-0.100 ± 0.040", "undecided")
