@@ -522,7 +522,8 @@ def curves_of(points, along_the_first=False):
 
 def options_of(curve, run):
     """Those of the run's options that the curve's name says."""
-    return {name: value for name, value in run.options.items() if f"{name}=" in curve}
+    said = {part.partition("=")[0] for part in curve.split(",")}
+    return {name: value for name, value in run.options.items() if name in said}
 
 
 def first_has_more(points):
@@ -710,7 +711,7 @@ def changes_figure(ends):
         axis.set_title(title, fontsize=TITLE_SIZE)
         axis.set(ylim=(len(ends) - 0.5, -0.5), yticks=rows)
         axis.set_yticklabels(
-            [labelled(name, from_to(first[0], last[0])) for name, (first, last) in ends.items()]
+            [change_label(name, from_to(first[0], last[0])) for name, (first, last) in ends.items()]
         )
         logarithmic(axis, "x")
         axis.grid(axis="x", alpha=0.3)
@@ -720,14 +721,17 @@ def changes_figure(ends):
 
 def from_to(first, last):
     """Such as "n_layer 4 to 32", or "context-64 to context-4096"; the options that differ alone."""
-    changed = [name for name, value in first.options.items() if last.options.get(name) != value]
-    if not changed or first.config["sweep"]["point"]:
+    if first.options.keys() != last.options.keys() or first.config["sweep"]["point"]:
         return f"{first.point} to {last.point}"
-    ends = (f"{name} {first.options[name]:g} to {last.options[name]:g}" for name in changed)
-    return ", ".join(ends)
+    ends = zip(first.parts, last.parts, strict=True)
+    changed = [(of_first, of_last) for of_first, of_last in ends if of_first != of_last]
+    return ", ".join(
+        f"{of_first.replace('=', ' ')} to {of_last.partition('=')[2]}"
+        for of_first, of_last in changed
+    )
 
 
-def labelled(name, change):
+def change_label(name, change):
     """The change, behind the sweep's name where it does not say it."""
     return change if name in change else f"{name}: {change}"
 

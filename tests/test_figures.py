@@ -355,6 +355,19 @@ def test_changes_are_factors_with_intervals_of_logarithms():
     plt.close(figure)
 
 
+ENDS = [  # the first and the last point of a sweep, and what the figure calls them
+    (run(weight_decay=0.0), run(weight_decay=3.0), "weight_decay 0 to 3"),
+    (run(attention="window"), run(attention="full"), "attention window to full"),
+    (run(n_layer=4, n_head=2), run(n_layer=8, n_head=2), "n_layer 4 to 8"),
+    (run("window-8"), run("full"), "window-8 to full"),
+]
+
+
+@pytest.mark.parametrize("first, last, text", ENDS)
+def test_ends_are_called_by_the_options_that_differ(first, last, text):
+    assert figures.from_to(first, last) == text
+
+
 def test_verdicts_stand_in_their_measures_column_with_their_effect():
     said = [verdict("growth", "opposed", math.log(2)), verdict("usefulness", "no effect", 0.004)]
     figure = verdicts_figure({"hot": {"moe": said}, "right": {"moe": said, "depth": []}})
