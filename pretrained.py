@@ -65,6 +65,7 @@ from pending import SCORED_BY
 from results.public import publish, read_analysis, report_model, report_models
 from stream_scores import SCORES, Passages, passages_of, runs_of_scores
 from train import (
+    GIB,
     choose_hardware,
     device_name,
     duration,
@@ -78,7 +79,6 @@ SEQUENCES, CPU_SEQUENCES = 32, 4
 LENGTH = 512
 FIT_TOKENS = 20  # for each of the stream's features, to fit a linear map
 ITEMS = 100  # of a dataset's own multiple choice
-GIB = 2**30
 # Of SmolLM2-135M, beside float32: results/pretrained/*.json, against which a test holds it.
 BF16_WARNING = (
     "bfloat16 keeps 8 bits of every number, which moves loss ratios by up to 0.1 % and variances "

@@ -540,8 +540,6 @@ def uncompiled(device):
 # Hardware ----------------------------------------------------------------------------------------
 
 UNUSABLE = (RuntimeError, AssertionError)  # what torch raises where a device is not there
-
-
 GIB = 2**30
 
 

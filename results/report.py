@@ -331,12 +331,16 @@ def effect_text(verdict):
     metric = f"log {claim.metric}" if in_logs else claim.metric
     if math.isnan(effect):
         return f"– ({metric}: {claim.shape})"
-    fewest, most = verdict.n_seeds
-    seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-    said = f"({seeds}; {metric}: {claim.shape})"
+    said = f"({seeds_text(verdict.n_seeds)}; {metric}: {claim.shape})"
     if not math.isfinite(half):
         return f"{effect:+.3g} {said}"
     return f"{' ± '.join(to_its_digit(effect, half, sign='+'))} {said}"
+
+
+def seeds_text(n_seeds):
+    """Of (fewest, most) at a point: such as "3 seeds", or "1 to 3 seeds"."""
+    fewest, most = n_seeds
+    return counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
 
 
 def table_row(*cells):

@@ -31,6 +31,7 @@ from results.paper import PAPER, beside_paper
 from results.report import (
     corrected,
     enumerated,
+    seeds_text,
     sweep_of,
     table_row,
     table_rule,
@@ -94,7 +95,7 @@ def two_cells(measured):
     fewest, most = verdict.n_seeds
     change = change_text(verdict)
     if fewest < most:
-        change += f", {fewest} to {most} seeds"
+        change += f", {seeds_text(verdict.n_seeds)}"
     said = corrected(verdict, adjusted)
     if said == "undecided":
         return change, said
