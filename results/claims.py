@@ -4,12 +4,13 @@ sweeps speak to which of them.
 A claim says how a metric moves along a swept option; the rule that decides it is that of
 results/verdicts.py. Each of C1 to C10 has one primary claim, judged by the experiment that was made
 for it: these ten are a family. All others are secondary, in that experiment too, a second family.
-What other sweeps say of any of them, such as another width or rate, stands apart.
+What another sweep says of any of them, such as one at another width or rate, stands apart, each
+such sweep a family of its own.
 
 A claim on variance has two twins, on growth and on its exponent, as the variance of h_L is half a
 free scale: the same function has any variance that one likes. A claim on the use of depth is judged
-by the paper's three scores and by ours that resolves best (results/control), N_eff / L by removal,
-marked with a plus; where they disagree, all stand.
+by the paper's three scores and by one of ours that resolve best (results/control), N_eff / L by
+removal, marked with a plus; where they disagree, all stand.
 
 Where a sweep crosses the option with the learning rate, each value's best rate, by mean
 perplexity, speaks for it; a rate at which any of its runs diverged is left out for that value.
@@ -519,21 +520,26 @@ class Family(NamedTuple):
 
 
 def families(judged):
-    """[Family] of [(experiment, Verdict)]: primary, secondary, and what other sweeps say. Claims of
-    the first two whose experiment is not there yet count in their family with p = 1."""
-    parts = {"Primary": [], "Secondary": [], "Other sweeps": []}
+    """[Family] of [(experiment, Verdict)]: primary, secondary, and what each other sweep says.
+    Claims of the first two whose experiment is not there yet count in their family with p = 1; a
+    claim that another sweep cannot test, as two points have none inside, does not count in its."""
+    parts = {"Primary": [], "Secondary": []}
     for experiment, verdict in sorted(judged, key=lambda pair: CLAIMS.index(pair[1].claim)):
         if experiment != EXPERIMENT[verdict.claim.option]:
-            part = "Other sweeps"
+            part = f"Another sweep: {experiment}"
         else:
             part = "Primary" if verdict.claim.primary else "Secondary"
-        parts[part].append((experiment, verdict))
+        parts.setdefault(part, []).append((experiment, verdict))
     n_primary = sum(claim.primary for claim in CLAIMS)
     sizes = {"Primary": n_primary, "Secondary": len(CLAIMS) - n_primary}
     return [
-        Family(title, part, *(holm(ps, sizes.get(title, len(part))) for ps in p_values(part)))
+        Family(title, part, *(holm(ps, sizes.get(title, n_tested(part))) for ps in p_values(part)))
         for title, part in parts.items()
     ]
+
+
+def n_tested(part):
+    return sum(not math.isnan(verdict.effect) for _, verdict in part)
 
 
 def p_values(part):

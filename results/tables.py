@@ -62,7 +62,7 @@ def points_of(name):
 
 def claims_table():
     """The ten primary claims, with Holm's correction, and the twin of those on variance."""
-    of_primary, of_secondary, _ = families(judged_by(*EXPERIMENT.values()))
+    of_primary, of_secondary, *_ = families(judged_by(*EXPERIMENT.values()))
     there = {
         verdict.claim: (verdict, adjusted, apart)
         for family in (of_primary, of_secondary)

@@ -266,9 +266,10 @@ def p_within(contrast, margin):
 
 
 def holm(ps, n_family):
-    """Holm's adjusted p of each, in a family of n_family claims; those not among ps count as 1."""
+    """Holm's adjusted p of each, in a family of n_family claims; those not among ps count as 1, and
+    those of ps that are 1 as they could not be tested need not count."""
     adjusted, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        largest = max(largest, min(1.0, (n_family - rank) * ps[i]))
+        largest = max(largest, min(1.0, max(1, n_family - rank) * ps[i]))
         adjusted[i] = largest
     return adjusted

@@ -167,10 +167,11 @@ def test_every_claim_on_variance_has_its_twins():
 def test_families_part_experiments_from_other_sweeps():
     verdicts = judge_sweep(changing("n_layer", 2, 4, 8))
     judged = [(name, verdict) for name in ("depth", "control") for verdict in verdicts]
-    primary, secondary, others = claims.families(judged)
+    primary, secondary, control = claims.families(judged)
     assert [v.claim.name for _, v in primary.verdicts] == ["C1", "C2", "C3"]
     assert {name for name, _ in secondary.verdicts} == {"depth"}
-    assert [name for name, _ in others.verdicts] == ["control"] * len(verdicts)
+    assert control.title == "Another sweep: control"
+    assert [name for name, _ in control.verdicts] == ["control"] * len(verdicts)
     assert len(primary.verdicts) + len(secondary.verdicts) == len(verdicts)
 
 
@@ -178,6 +179,28 @@ def test_a_primary_claim_is_corrected_for_ten_also_while_others_are_missing():
     verdict = judge_sweep(changing("n_layer", 2, 4, 8))[0]._replace(p=0.004)
     (adjusted,) = claims.families([("depth", verdict)])[0].adjusted
     assert adjusted == pytest.approx(0.04)
+
+
+def test_each_other_sweep_is_a_family_of_what_it_can_test():
+    """Of two points none is inside, so of eight claims on weight decay the five on the best inside
+    cannot be tested; and what one sweep is asked does not make another's verdicts harder."""
+    verdicts = judge_sweep(changing("weight_decay", 0.1, 1.0))
+    testable = [v for v in verdicts if "inside" not in v.claim.shape]
+    assert 0 < len(testable) < len(verdicts)
+    judged = [
+        (name, v._replace(p=0.004 if v in testable else 1.0))
+        for name in ("one", "other")
+        for v in verdicts
+    ]
+    for family in claims.families(judged)[2:]:
+        adjusted = [
+            p
+            for (_, v), p in zip(family.verdicts, family.adjusted, strict=True)
+            if "inside" not in v.claim.shape
+        ]
+        assert adjusted == pytest.approx([0.004 * len(testable)] * len(testable))
+        others = set(family.adjusted) - set(adjusted)
+        assert others == {1.0}
 
 
 MASKS = [  # options, and the (query, key) pairs that they leave of 16 * 17 / 2
