@@ -401,9 +401,6 @@ class RecordedStep:
 # The instruments ---------------------------------------------------------------------------------
 
 
-MOST_FILLED = 4  # times the rows of the experts' tokens: beyond it BatchedMoE sorts
-
-
 class SortedMoE(MoE):
     """Choices sorted by expert, so that a GPU is waited for once a layer and not once an expert;
     uncompiled and in any dtype, where GroupedMoE wants bf16."""
@@ -423,44 +420,17 @@ class SortedMoE(MoE):
         return (of_choices * weight[..., None].to(tokens.dtype)).sum(dim=1)
 
 
-class BatchedMoE(SortedMoE):
-    """All experts in three batched products, each expert's tokens filled up to the most that one
-    has: some ten kernels in place of a hundred, which matters where they are small. As memory grows
-    with that most, uneven experts stay sorted."""
-
-    def mix(self, tokens, weight, expert):
-        (N, C), E, K = tokens.shape, self.config.n_expert, self.config.n_expert_active
-        expert = expert.flatten()  # (N * K,): choice i is of token i // K
-        order = expert.argsort(stable=True)
-        counts = expert.bincount(minlength=E)
-        longest = int(counts.max())  # waits
-        if E * longest > MOST_FILLED * N * K:
-            return super().mix(tokens, weight, expert)
-        first = counts.cumsum(dim=0) - counts  # of each expert's choices, in that order
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(N * K, device=order.device)
-        place = expert * longest + rank - first[expert]  # of each choice among the filled up rows
-        rows = tokens.new_zeros(E * longest, C)
-        rows[place] = tokens.repeat_interleave(K, dim=0)
-        gate_up = self.gate_up.to(tokens.dtype)
-        gate, up = torch.bmm(rows.view(E, longest, C), gate_up.mT).chunk(2, dim=-1)
-        out = torch.bmm(F.silu(gate) * up, self.down.to(tokens.dtype).mT)
-        of_choices = out.flatten(0, 1)[place].view(N, K, C)
-        return (of_choices * weight[..., None].to(tokens.dtype)).sum(dim=1)
-
-
 def with_sorted_experts(model):
-    """The same weights behind a GPT whose experts are SortedMoEs, on a GPU BatchedMoEs; a dense
-    model itself. The given one stays as it is."""
+    """The same weights behind a GPT whose experts are SortedMoEs; a dense model itself. The given
+    one stays as it is."""
     if not model.config.n_expert:
         return model
-    kind = BatchedMoE if model.head.weight.is_cuda else SortedMoE
-    return with_blocks(model, [with_experts(block, kind) for block in model.blocks])
+    return with_blocks(model, [sorted_experts(block) for block in model.blocks])
 
 
-def with_experts(block, kind):
+def sorted_experts(block):
     view, mlp = copy(block), copy(block.mlp)
-    mlp.__class__ = kind
+    mlp.__class__ = SortedMoE
     view._modules = {**block._modules, "mlp": mlp}
     return view
 

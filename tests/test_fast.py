@@ -4,7 +4,6 @@ Outputs, losses and every gradient: in fp32 on the CPU where a class runs there;
 whose own error, that of the plain model against fp64, is the measure."""
 
 import ast
-import math
 import shutil
 import subprocess
 import sys
@@ -95,13 +94,7 @@ GROUPS = {
     "masks": {"BlockSparseAttention", "block_mask", "skip_hidden_keys"},
     "experts": {"GroupedMoE", "Gather", "sort_by_counting", "group_experts"},
     "step": {"RecordedStep", "recorded"},
-    "instruments": {
-        "with_compiled_blocks",
-        "with_sorted_experts",
-        "with_experts",
-        "SortedMoE",
-        "BatchedMoE",
-    },
+    "instruments": {"with_compiled_blocks", "with_sorted_experts", "sorted_experts", "SortedMoE"},
 }
 
 
@@ -558,60 +551,23 @@ def test_the_cpu_keeps_plain_blocks_for_the_instruments(toggle):
 EXPERTS = [name for name, toggle in TOGGLES.items() if "n_expert" in toggle]
 
 
-def with_experts(model, kind):
-    return fast.with_blocks(model, [fast.with_experts(block, kind) for block in model.blocks])
-
-
-def without_fallback(monkeypatch):
-    monkeypatch.setattr(fast, "MOST_FILLED", math.inf)
-    monkeypatch.delattr(fast.SortedMoE, "mix")
-
-
-@pytest.mark.parametrize("kind", ["SortedMoE", "BatchedMoE"])
 @pytest.mark.parametrize("toggle", EXPERTS)
-def test_instruments_experts_give_the_same_loss_and_gradients(toggle, kind, monkeypatch):
-    if kind == "BatchedMoE":
-        without_fallback(monkeypatch)
+def test_sorted_experts_give_the_same_loss_and_gradients(toggle):
     plain = build(large_weights=True, **TOGGLES[toggle])
-    view = with_experts(plain, getattr(fast, kind))
+    view = fast.with_sorted_experts(plain)
     assert all(type(block.mlp) is MoE for block in plain.blocks)  # as it was
+    assert all(type(block.mlp) is fast.SortedMoE for block in view.blocks)
     assert all(ours is its for ours, its in zip(view.parameters(), plain.parameters(), strict=True))
     expected = [t.clone() for t in loss_and_gradients(plain, tokens(T=13))]
     for ours, its in zip(loss_and_gradients(view, tokens(T=13)), expected, strict=True):
         assert (ours - its).norm() <= 2e-5 * its.norm() + 1e-9
 
 
-@pytest.mark.parametrize("kind", ["SortedMoE", "BatchedMoE"])
-def test_instruments_experts_of_which_some_are_never_chosen(kind):
+def test_sorted_experts_of_which_some_are_never_chosen():
     model = build(large_weights=True, n_expert=8, n_expert_active=1, expert_hidden=16).eval()
-    idx = tokens(B=1, T=3)  # three choices of eight experts
-    view = with_experts(model, getattr(fast, kind))
-    assert torch.allclose(view(idx)[0], model(idx)[0], rtol=1e-5, atol=1e-5)
-
-
-def test_experts_that_would_need_much_filling_are_sorted(monkeypatch):
-    experts = build(n_expert=8, n_expert_active=1, expert_hidden=16).blocks[0].mlp
-    experts.__class__ = fast.BatchedMoE
-    monkeypatch.setattr(fast.SortedMoE, "mix", lambda *_: "sorted")
-    rows, weight = torch.randn(16, experts.config.n_embd), torch.ones(16, 1)
-    even, uneven = torch.arange(16) % 8, torch.zeros(16, dtype=torch.long)
-    assert experts.mix(rows, weight, uneven[:, None]) == "sorted"
-    assert torch.is_tensor(experts.mix(rows, weight, even[:, None]))
-
-
-def test_the_cpu_sorts_experts_for_the_instruments():
-    view = fast.with_sorted_experts(build(**TOGGLES["moe"]))
-    assert all(type(block.mlp) is fast.SortedMoE for block in view.blocks)
-
-
-@needs_gpu
-def test_a_gpu_batches_experts_for_the_instruments(monkeypatch):
-    model, idx = on_gpu("moe", None).eval(), random_tokens(4, 256)
     view = fast.with_sorted_experts(model)
-    assert all(type(block.mlp) is fast.BatchedMoE for block in view.blocks)
-    without_fallback(monkeypatch)
-    with torch.no_grad():
-        assert torch.allclose(view(idx)[0], model(idx)[0], rtol=1e-3, atol=1e-3)
+    idx = tokens(B=1, T=3)  # three choices of eight experts
+    assert torch.allclose(view(idx)[0], model(idx)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_a_dense_model_has_no_experts_to_sort():
