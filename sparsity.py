@@ -38,7 +38,7 @@ from model import (
 )
 from results.claims import margin_of
 from results.figures import masks_figure, save_figure, theory_figure
-from results.runs import load_run
+from results.runs import load_run, rounded
 from results.verdicts import judge
 
 SMALL_WEIGHT = 1e-3  # a twentieth of the standard deviation at initialisation
@@ -603,7 +603,7 @@ def write_theory(folder, name, figure, n_seeds, **numbers):
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(figure, folder / f"{name}.png")
     header = {"seeds": n_seeds, "torch": torch.__version__, "device": "cpu"}
-    write_json(folder / f"{name}.json", {**header, **numbers})
+    write_json(folder / f"{name}.json", rounded({**header, **numbers}))
 
 
 MASK_SIZES = {  # mask: its option, and values from few keys in sight to all of 64

@@ -65,6 +65,7 @@ LEGEND_AT_THE_RIGHT = {"loc": "outside right center", "fontsize": 9}
 LEGEND_BELOW = {"loc": "outside lower center", "fontsize": 9}
 LONG_LABEL = 20  # characters: of longer ones, three stand in a legend's row and not four
 SLANTED = {"rotation": 30, "ha": "right"}  # long labels of an axis
+DOTS_PER_INCH = 88  # of most figures' width 836, as many as a page on GitHub shows
 PNG_COLOURS = 128
 
 
@@ -933,10 +934,12 @@ def draw_speeds(axis, curve, rows, style):
 
 
 def save_figure(figure, path):
-    """As PNG of few colours: a third of the bytes, and nothing that the eye would miss."""
+    """As PNG of few colours, which cover all that there are evenly, and are then drawn to the most
+    frequent: a quarter of the bytes, and nothing that the eye would miss."""
     picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
+    figure.savefig(picture, format="png", dpi=DOTS_PER_INCH)
     plt.close(figure)
-    few_colours = Image.open(picture).convert("RGB").quantize(PNG_COLOURS)
+    all_colours = Image.open(picture).convert("RGB")
+    few_colours = all_colours.quantize(PNG_COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1)
     with replacing(path) as temporary:
         few_colours.save(temporary, format="png", optimize=True)

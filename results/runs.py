@@ -6,6 +6,7 @@
                        summary.json     there once the run is finished
                        analysis.json    there once it is scored, by analyze.py
     results/<config>.json               the same of all its runs, without weights, a line each
+                                        (see "Published files" below)
 
 A run differs from the others of its sweep by its point, which its seeds share: the name of a
 [[point]], the values of the swept options, or both. config.json says which, under "sweep":
@@ -18,9 +19,11 @@ import json
 import re
 import shutil
 import zipfile
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from configs.read import MEASURED_BY, OPTIONS, WHERE_NOT_WHAT, as_text, build_configs, check_option
@@ -43,11 +46,26 @@ from results.scores import derived
 
 DEFAULTS = {name: field.default for name, field in OPTIONS.items()}
 DIGITS = 6  # of a measured number, once it is published
-FEWER_DIGITS = {  # where there are many numbers: most of a file
+FEWER_DIGITS = {  # in the lists of an entry, where there are many numbers and none is judged
     "causal_matrix": 3,
     "permutation_matrix": 3,
     "angular_distance": 3,
+    "densities": 3,
+    "standard_errors": 3,
     "per_sequence": 4,
+    "variance": 4,
+    "size": 4,
+    "cosine": 4,
+    "cumulative": 4,
+    "block_influence": 4,
+    "logit_lens": 4,
+    "predicted_variance": 4,
+}
+DIGITS_OF_LOG = 4  # of its variances
+SYMMETRIC = {  # the matrices; what is not symmetric is zero below the diagonal
+    "causal_matrix": False,
+    "permutation_matrix": True,
+    "angular_distance": True,
 }
 
 # What others read of the files below, and of what kind it must be.
@@ -481,6 +499,31 @@ def check_lengths(analysis, n_layer, source):
             raise BadInput(f"{source}, analysis.json: rows of {name} must have {wanted} entries")
 
 
+# Published files ---------------------------------------------------------------------------------
+#
+# {"shared": {...}, "runs": [...]}, a line for each run: "shared" is what all of them have, as most
+# options. The log stands in columns, {name: [values]}, null where a line lacks one, and so do the
+# accuracies of BLiMP's paradigms. Of a matrix there is what stands above its diagonal, the last row
+# being empty. Older files are a list of runs with none of this.
+
+SHARED_FIRST = '{"shared":'
+
+
+def publish_runs(runs, path):
+    """One JSON file of a sweep's runs: DIGITS of each measured number (a config's all, fewer of
+    those in FEWER_DIGITS), and of the log the stream's variances, but not the branches'."""
+    runs = [packed(run) for run in runs]
+    shared = shared_by(runs) if len(runs) > 1 else {}
+    lines = ",\n".join(as_line(without(shared, run)) for run in runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, f'{SHARED_FIRST}{as_line(shared)},\n"runs":[\n{lines}\n]}}\n')
+
+
+def is_published(path):
+    """Does the JSON file hold a sweep's runs? Other measurements begin otherwise."""
+    return read_text(path).startswith((SHARED_FIRST, "["))
+
+
 def read_published(path):
     """The runs of a published file. Raises BadInput where it is none, names the same run twice, or
     names one that could leave its folder."""
@@ -492,7 +535,12 @@ def read_published(path):
         "analysis": (ANALYSIS, NONE),
     }
     try:
-        runs = read_json(path, [wanted])
+        content = read_json(path, ({"shared": dict, "runs": [dict]}, [dict]))
+        if isinstance(content, list):
+            content = {"shared": {}, "runs": content}
+        runs = [unpacked(together(content["shared"], run), path) for run in content["runs"]]
+        if fault := fault_of(runs, [wanted], "runs"):
+            raise BadInput(f"{path}: {fault}")
     except BadInput as error:
         raise BadInput(f"{error}; it is no sweep that --publish wrote") from None
     names = [check_name(run["name"], f"{path}: the run") for run in runs]
@@ -503,24 +551,38 @@ def read_published(path):
     return [checked(run, f"{path}, {run.name}") for run in runs]
 
 
-def publish_runs(runs, path):
-    """One JSON file of a sweep's runs, a line each: DIGITS of each measured number (a config's all,
-    of FEWER_DIGITS those), and of the log the stream's variances, but not the branches'."""
-    no_blanks = (",", ":")  # a tenth of a file
-    lines = [json.dumps(published(run), allow_nan=False, separators=no_blanks) for run in runs]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
-
-
-def published(run):
+def packed(run):
+    """What a published file says of a run."""
     fields = rounded(asdict(run))
     for line in fields["log"]:
         line.pop("attention_variance", None)
         line.pop("mlp_variance", None)
+    log = [rounded_lists(line, DIGITS_OF_LOG) for line in fields["log"]]
     analysis = fields["analysis"] or {}
     for name in FEWER_DIGITS.keys() & analysis.keys():
-        analysis[name] = rounded(analysis[name], FEWER_DIGITS[name])
-    return {**fields, "config": run.config}
+        analysis[name] = rounded_lists(analysis[name], FEWER_DIGITS[name])
+    for name in SYMMETRIC.keys() & analysis.keys():
+        analysis[name] = above_diagonal(analysis[name], SYMMETRIC[name])
+    if paradigms := analysis.get("blimp", {}).get("paradigms"):
+        columns = {"name": list(paradigms), "accuracy": list(paradigms.values())}
+        analysis["blimp"]["paradigms"] = columns
+    return {**fields, "config": run.config, "log": columns_of(log)}
+
+
+def unpacked(fields, path):
+    """The fields of which packed made these; those of older files stay as they are. Raises BadInput
+    where columns are none."""
+    if fault_of(fields, {"log": dict}) is None:
+        fields["log"] = lines_of(fields["log"], path)
+    analysis = fields.get("analysis")
+    for name, symmetric in SYMMETRIC.items():
+        if fault_of(analysis, {name: [NUMBERS]}) is None:
+            analysis[name] = whole_matrix(analysis[name], symmetric)
+    columns = {"name": [str], "accuracy": NUMBERS}
+    if fault_of(analysis, {"blimp": {"paradigms": columns}}) is None:
+        lines = lines_of(analysis["blimp"]["paradigms"], path)
+        analysis["blimp"]["paradigms"] = {line["name"]: line["accuracy"] for line in lines}
+    return fields
 
 
 def rounded(numbers, digits=DIGITS):
@@ -530,6 +592,86 @@ def rounded(numbers, digits=DIGITS):
         return float(f"{float(number):.{digits}g}")
 
     return json.loads(json.dumps(numbers), parse_float=shorten)
+
+
+def rounded_lists(entry, digits):
+    """The same of the lists in an entry alone."""
+    if isinstance(entry, dict):
+        return {name: rounded_lists(of_name, digits) for name, of_name in entry.items()}
+    return rounded(entry, digits) if isinstance(entry, list) else entry
+
+
+def above_diagonal(matrix, symmetric):
+    """What stands above a matrix's diagonal, row by row; all of it, where that does not say it."""
+    rows = [row[a + 1 :] for a, row in enumerate(matrix)]
+    return rows if whole_matrix(rows, symmetric) == matrix else matrix
+
+
+def whole_matrix(rows, symmetric):
+    """The matrix (L, L) of which this stands above its diagonal of zeros. Other rows stay."""
+    L = len(rows)
+    if [len(row) for row in rows] != list(range(L))[::-1]:
+        return rows
+    matrix = np.zeros((L, L))
+    matrix[np.triu_indices(L, k=1)] = sum(rows, [])
+    return (matrix + matrix.T if symmetric else matrix).tolist()
+
+
+def columns_of(lines):
+    """{name: its value in each line}, None where a line lacks it."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    return {name: [line.get(name) for line in lines] for name in names}
+
+
+def lines_of(columns, path):
+    """The lines of which columns_of made this. Raises BadInput where there are no such."""
+    are_lists = all(isinstance(column, list) for column in columns.values())
+    if not are_lists or len({len(column) for column in columns.values()}) > 1:
+        raise BadInput(f"{path}: {', '.join(columns)} must be lists of one length")
+    return [
+        {name: value for name, value in zip(columns, row, strict=True) if value is not None}
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def shared_by(entries):
+    """What several dicts all say, and so on in the dicts in them. One that has no dict where others
+    do, as a run without scores, keeps what it has and does not count."""
+    shared = {}
+    for name in entries[0]:
+        values = [entry[name] for entry in entries if name in entry]
+        dicts = [value for value in values if isinstance(value, dict)]
+        if len(values) < len(entries):
+            continue
+        if len({as_line(value) for value in values}) == 1:
+            shared[name] = values[0]
+        elif len(dicts) > 1 and (of_dicts := shared_by(dicts)):
+            shared[name] = of_dicts
+    return shared
+
+
+def without(shared, entry):
+    """What an entry says beyond what is shared."""
+    rest = {}
+    for name, value in entry.items():
+        if name in shared and as_line(value) == as_line(shared[name]):
+            continue
+        are_dicts = isinstance(value, dict) and isinstance(shared.get(name), dict)
+        rest[name] = without(shared[name], value) if are_dicts else value
+    return rest
+
+
+def together(shared, entry):
+    """The entry of which without made this."""
+    merged = deepcopy(shared) | entry
+    for name, value in entry.items():
+        if isinstance(value, dict) and isinstance(shared.get(name), dict):
+            merged[name] = together(shared[name], value)
+    return merged
+
+
+def as_line(content):
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))  # blanks: a tenth of a file
 
 
 def restore_runs(path, folder):

@@ -38,7 +38,7 @@ from results.report import (
     to_its_digit,
     with_interval,
 )
-from results.runs import read_runs
+from results.runs import is_published, read_runs
 from results.verdicts import LEVEL, judge
 
 HERE = Path(__file__).parent
@@ -364,7 +364,7 @@ def expected_table():
     rows = [table_row("config", "point", "seeds", *EXPECTED, "on")]
     rows.append(table_rule(len(EXPECTED) + 4))
     for path in sorted(HERE.glob("*.json")):
-        if not read_text(path).startswith("["):  # no sweep
+        if not is_published(path):
             continue
         for point, runs in points_of(path.stem).items():
             cells = [with_interval([number(run) for run in runs]) for number in EXPECTED.values()]
@@ -379,7 +379,7 @@ def files_table():
     columns = ("file", "runs", "scored", "seeds", "sequences", "torch", "device", *MINUTES)
     rows, all_runs = [table_row(*columns), table_rule(len(columns))], {}
     for path in sorted(HERE.rglob("*.json"), key=lambda path: path.relative_to(HERE).parts):
-        if read_text(path).startswith("["):  # others are no sweeps
+        if is_published(path):
             runs = read_runs(path)
             all_runs |= {(run.summary["seconds"], run.summary["val_loss"]): run for run in runs}
             name = f"`{path.relative_to(HERE).as_posix()}`"

@@ -1,6 +1,5 @@
 """configs/read.py: points of a sweep and their names, options, their help, and bad input."""
 
-import json
 import tomllib
 from dataclasses import asdict
 
@@ -20,6 +19,7 @@ from conftest import REPOSITORY, write_config
 from data.files import BadInput
 from model import GPTConfig
 from results.claims import EXPERIMENT
+from results.runs import read_published
 
 
 def points(path, **overrides):
@@ -284,8 +284,8 @@ PUBLISHED = [path for path in EXPERIMENTS if (REPOSITORY / f"results/{path.stem}
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_what_is_published_can_be_trained_again(path):
     """Names and options are those in results/*.json, which may lack runs that are still to come."""
-    results = (REPOSITORY / "results" / f"{path.stem}.json").read_text(encoding="utf-8")
-    published = {run["name"]: run["config"] for run in json.loads(results)}
+    runs = read_published(REPOSITORY / "results" / f"{path.stem}.json")
+    published = {run.name: run.config for run in runs}
     resolved = points(path, vocab_size="8192")
     assert published and set(published) <= set(resolved)
     for name in published:

@@ -1,6 +1,8 @@
 """results/runs.py: what a run folder holds, what its sweep varies, published files and back."""
 
 import json
+import math
+import random
 import shutil
 from dataclasses import asdict
 
@@ -11,9 +13,20 @@ from configs.read import TrainConfig, as_text, load_points
 from conftest import REPOSITORY
 from data.files import BadInput, read_json, write_json
 from model import GPT, GPTConfig
-from results.runs import Run, finished, load_run, publish_runs, read_log, read_runs, restore_runs
+from results.runs import (
+    Run,
+    finished,
+    is_published,
+    load_run,
+    publish_runs,
+    read_log,
+    read_published,
+    read_runs,
+    restore_runs,
+)
 from results.scores import use_of_depth
 
+RESULTS = REPOSITORY / "results"
 SMALL = {"block_size": 12, "vocab_size": 20, "n_layer": 2, "n_head": 4, "n_embd": 16}
 
 
@@ -291,11 +304,257 @@ def test_restoring_never_overwrites(tmp_path):
         restore_runs(tmp_path / "sweep.json", tmp_path / "out")
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"seeds": 32}', '[{"name": "run"}]'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        '{"seeds": 32}',
+        '[{"name": "run"}]',
+        '{"shared": {}}',
+        '{"shared": 3, "runs": []}',
+        '{"shared": {}, "runs": [3]}',
+        '{"shared": {"name": "run"}, "runs": [{}]}',
+        '{"shared": {}, "runs": [{"log": {"step": [0], "val_loss": [2.5, 2.4]}}]}',
+        '{"shared": {"log": {"step": [0]}}, "runs": [{"log": {"val_loss": "9"}}]}',
+    ],
+)
 def test_other_json_files_are_refused(tmp_path, text):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(BadInput, match="no sweep that --publish wrote"):
         read_runs(tmp_path / "other.json")
+
+
+# What a published file keeps ---------------------------------------------------------------------
+
+KEPT = {  # significant digits of the numbers in these entries' lists; of all others six
+    "causal_matrix": 3,
+    "permutation_matrix": 3,
+    "angular_distance": 3,
+    "densities": 3,
+    "standard_errors": 3,
+    "log": 4,
+    "per_sequence": 4,
+    "variance": 4,
+    "size": 4,
+    "cosine": 4,
+    "cumulative": 4,
+    "block_influence": 4,
+    "logit_lens": 4,
+    "predicted_variance": 4,
+}
+
+
+def is_rounded(after, before, digits, in_list=False):
+    """Is this the same as before, each number to within half a unit of its last digit?"""
+    if isinstance(before, dict):
+        return after.keys() == before.keys() and all(
+            is_rounded(after[name], before[name], KEPT.get(name, digits), in_list)
+            for name in before
+        )
+    if isinstance(before, list):
+        pairs = zip(after, before, strict=True)
+        return all(is_rounded(one, other, digits, in_list=True) for one, other in pairs)
+    if not isinstance(before, float) or before == 0:
+        return after == before and type(after) is type(before)
+    unit = 10.0 ** (math.floor(math.log10(abs(before))) + 1 - (digits if in_list else 6))
+    return abs(after - before) <= 0.506 * unit  # six digits first, then fewer
+
+
+def drawn_run(name, L, rng, n_expert=0, blimp=True):
+    """A run of what analyze.py measures now, of random numbers from 1e-5 to 1e5 of either sign."""
+
+    def number():
+        return rng.choice((-1, 1)) * 10 ** rng.uniform(-5, 5)
+
+    def numbers(n=L):
+        return [number() for _ in range(n)]
+
+    def matrix(n, symmetric):
+        rows = [numbers(n) for _ in range(n)]
+        mirrored = [[rows[min(a, b)][max(a, b)] for b in range(n)] for a in range(n)]
+        return [
+            [mirrored[a][b] if a < b or (symmetric and a > b) else 0.0 for b in range(n)]
+            for a in range(n)
+        ]
+
+    def per_block(*names, more=0):
+        return {of: numbers(L + more) for of in names}
+
+    densities = {kind: number() for kind in ("weight", "attention", "key_value", "expert")}
+    densities["attended_keys"] = [numbers(4) for _ in range(L)]
+    if n_expert:
+        densities["expert_use"] = [numbers(n_expert) for _ in range(L)]
+    measured = analysis(
+        L,
+        variance=per_block("residual", "median", more=1) | per_block("attention", "mlp"),
+        cumulative=per_block("last", "least", "greedy", more=1),
+        prune_ratios=numbers(),
+        causal=number(),
+        causal_matrix=matrix(L, symmetric=False),
+        permutation=number() if L > 1 else None,
+        permutation_matrix=matrix(L, symmetric=True),
+        angular_distance=matrix(L + 1, symmetric=True),
+        jacobian=per_block("deviation", "off_diagonal", "spectral", "per_token"),
+        size=per_block("attention", "mlp", "block"),
+        cosine=per_block("attention", "mlp", "block"),
+        block_influence=numbers(),
+        logit_lens=numbers(L + 1),
+        densities=densities,
+        growth={"growth": number(), "exponent": number()},
+        updates={"angle": number(), "size": number()},
+        standard_errors={"causal": number(), "linear_ratios": numbers()},
+        per_sequence={"loss": numbers(48), "growth": {"exponent": numbers(48)}},
+        predicted_variance=None if n_expert else numbers(L + 1),
+        code="loss 1, gradient norm 1",
+    )
+    if blimp:
+        paradigms = {paradigm: rng.random() for paradigm in ("wh_island", "passive_1")}
+        measured["blimp"] = {"accuracy": rng.random(), "paradigms": paradigms, "pairs": 2}
+    drawn = run(name, sweep("n_layer"), analysis=measured, n_layer=L, n_expert=n_expert)
+    for line in drawn.log:
+        line["variance"] = numbers(L + 1)
+    drawn.log[1] |= {"train_loss": number(), "lr": 0.001}
+    return drawn
+
+
+def drawn_sweep(kind):
+    """Runs as differ within a sweep, or as do not."""
+    rng = random.Random(0)
+    if kind == "alone":
+        return [drawn_run("run", 3, rng)]
+    runs = [drawn_run(f"n_layer={L}", L, rng) for L in (1, 2, 5, 17)]
+    if kind == "unlike":
+        runs.append(drawn_run("experts", 3, rng, n_expert=4, blimp=False))
+        runs.append(run("diverged", sweep("n_layer"), diverged=True, n_layer=3))
+    return runs
+
+
+@pytest.mark.parametrize("kind", ["alone", "alike", "unlike"])
+def test_publishing_rounds_and_changes_nothing_else(tmp_path, kind):
+    runs = drawn_sweep(kind)
+    (tmp_path / "older.json").write_text(json.dumps([asdict(each) for each in runs]))
+    publish_runs(read_published(tmp_path / "older.json"), tmp_path / "sweep.json")
+    back = read_published(tmp_path / "sweep.json")
+    assert [each.name for each in back] == [each.name for each in runs]
+    for after, before in zip(back, runs, strict=True):
+        assert after.config == before.config
+        for part in ("summary", "log", "analysis"):
+            assert is_rounded(getattr(after, part), getattr(before, part), KEPT.get(part, 6)), part
+    publish_runs(back, tmp_path / "again.json")
+    assert read_json(tmp_path / "again.json") == read_json(tmp_path / "sweep.json")
+    restore_runs(tmp_path / "sweep.json", tmp_path / "out")
+    restored = {each.name: each for each in read_runs(tmp_path / "out/sweep")}
+    assert restored == {each.name: each for each in read_runs(tmp_path / "sweep.json")}
+
+
+def test_the_measure_of_rounding_sees_a_digit():
+    assert is_rounded({"loss": 1.23457}, {"loss": 1.234567}, 6)
+    assert not is_rounded({"loss": 1.23458}, {"loss": 1.234567}, 6)
+    assert not is_rounded({"loss": 1.235}, {"loss": 1.234567}, 4)  # by itself, so of six digits
+    assert is_rounded({"size": [0.001235]}, {"size": [0.001234567]}, 6)
+    assert not is_rounded({"size": [0.00124]}, {"size": [0.001234567]}, 6)
+    assert not is_rounded({"size": [1.235, 1.0]}, {"size": [1.234567, 0.0]}, 6)
+
+
+def test_a_published_file_is_read_as_it_is_described(tmp_path):
+    """Written by hand: two runs of two blocks, of which one diverged."""
+    scores = {**analysis(2), "blimp": {"accuracy": 0.6, "paradigms": {"name": ["a", "name"]}}}
+    for name in ("causal_matrix", "permutation_matrix", "angular_distance", "sequences"):
+        del scores[name]
+    ends = {"val_loss": 2.5, "perplexity": 12.2, "last_layer_variance": 3.0}
+    shared = {
+        "config": config_of(sweep("seed")),
+        "summary": {**summary(), **ends},
+        "log": {"step": [0, 1], "tokens": [0, 16]},
+        "analysis": scores,
+    }
+    del shared["config"]["seed"], shared["summary"]["diverged"]
+    first = {
+        "name": "seed=0",
+        "config": {"seed": 0},
+        "summary": {"diverged": False},
+        "log": {
+            "train_loss": [None, 2.4],
+            "val_loss": [3.0, 2.5],
+            "variance": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]],
+        },
+        "analysis": {
+            "sequences": 48,
+            "causal_matrix": [[0.5], []],
+            "permutation_matrix": [[0.7], []],
+            "angular_distance": [[0.1, 0.2], [0.3], []],
+            "blimp": {"paradigms": {"accuracy": [0.8, 0.4]}},
+        },
+    }
+    second = {
+        **first,
+        "name": "seed=1",
+        "config": {"seed": 1},
+        "summary": {"diverged": True},
+        "analysis": None,
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps({"shared": shared, "runs": [first, second]}))
+    one, other = read_published(tmp_path / "sweep.json")
+    assert one.config == config_of(sweep("seed"), seed=0)
+    assert other.config == config_of(sweep("seed"), seed=1)
+    assert (one.summary, other.summary) == tuple({**summary(of), **ends} for of in (False, True))
+    assert one.log == other.log
+    assert one.log == [
+        {"step": 0, "tokens": 0, "val_loss": 3.0, "variance": [1.0, 2.0, 3.0]},
+        {"step": 1, "tokens": 16, "train_loss": 2.4, "val_loss": 2.5, "variance": [4.0, 5.0, 6.0]},
+    ]
+    assert other.analysis is None
+    assert one.analysis["sequences"] == 48 and one.analysis["causal"] == 0.5
+    assert one.analysis["causal_matrix"] == [[0.0, 0.5], [0.0, 0.0]]
+    assert one.analysis["permutation_matrix"] == [[0.0, 0.7], [0.7, 0.0]]
+    distance = [[0.0, 0.1, 0.2], [0.1, 0.0, 0.3], [0.2, 0.3, 0.0]]
+    assert one.analysis["angular_distance"] == distance
+    assert one.analysis["blimp"] == {"accuracy": 0.6, "paradigms": {"a": 0.8, "name": 0.4}}
+
+
+def test_what_all_runs_share_stands_once(tmp_path):
+    diverged = run("diverged", sweep("n_layer"), diverged=True, n_layer=3)
+    runs = [*drawn_sweep("alike"), diverged]
+    publish_runs(runs, tmp_path / "sweep.json")
+    text = (tmp_path / "sweep.json").read_text(encoding="utf-8")
+    for once in ("learning_rate", "wh_island", '"sequences"', '"2.13"'):
+        assert text.count(once) == 1, once
+    back = read_published(tmp_path / "sweep.json")
+    back[0].analysis["blimp"]["paradigms"]["wh_island"] = back[0].config["sweep"]["options"] = None
+    assert back[1].config == runs[1].config  # each has what is shared for itself
+    assert back[1].analysis["blimp"]["paradigms"]["wh_island"] is not None
+
+
+def test_a_matrix_with_more_than_is_above_its_diagonal_stays_whole(tmp_path):
+    whole = [[0.0, 0.5], [0.25, 0.0]], [[0.125, 0.5], [0.5, 0.0]], [[0.0, 0.5], [0.0, 0.0]]
+    for matrix in whole:
+        publish_runs(
+            [run(analysis=analysis(causal_matrix=matrix, permutation_matrix=matrix))],
+            tmp_path / "sweep.json",
+        )
+        (back,) = read_published(tmp_path / "sweep.json")
+        assert back.analysis["causal_matrix"] == back.analysis["permutation_matrix"] == matrix
+
+
+SWEEPS = [path for path in sorted(RESULTS.rglob("*.json")) if is_published(path)]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_published_files_are_as_they_would_be_written_now(path, tmp_path):
+    """Where this fails, python analyze.py results/<sweep>.json --publish results writes it anew."""
+    publish_runs(read_published(path), tmp_path / "sweep.json")
+    assert read_json(tmp_path / "sweep.json") == read_json(path)
+
+
+def test_results_stay_small():
+    files = [path for path in RESULTS.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    most, n_bytes = 10 * 2**20, sum(path.stat().st_size for path in files)
+    assert n_bytes <= most, (
+        f"results/ is {n_bytes - most:,} bytes too large: take digits in FEWER_DIGITS "
+        "(results/runs.py), or colours or dots in results/figures.py, and write all anew with "
+        "python analyze.py results/*.json --publish results; or leave a sweep's figures out"
+    )
 
 
 # One folder --------------------------------------------------------------------------------------
