@@ -1,11 +1,11 @@
 """Every figure, drawn from numbers that others computed.
 
 Of a sweep, {point: its runs, one per seed}: line_figure (curves over blocks or steps),
-point_figure (what each point comes to), ladder_figure and matrix_figure. Of several sweeps:
-verdicts_figure. Of sparsity.py's numbers: theory_figure and masks_figure; of results/scaling.py's:
-scaling_figure. Seeds are shown by their mean and its 95 % interval; a single seed has none. A line
-across a panel says where values end, at a floor, or what they are held against. save_figure writes
-the PNG.
+point_figure (what each point comes to), ladder_figure and matrix_figure; of points set against each
+other: contrasts_figure. Of several sweeps: changes_figure and verdicts_figure. Of sparsity.py's
+numbers: theory_figure and masks_figure; of results/scaling.py's: scaling_figure. Seeds are shown by
+their mean and its 95 % interval; a single seed has none. A line across a panel says where values
+end, at a floor, or what they are held against. save_figure writes the PNG.
 """
 
 import math
@@ -679,6 +679,44 @@ def draw_matrix(axis, mean, matrix, top):
     return picture
 
 
+# Two points, one over the other ------------------------------------------------------------------
+
+
+def contrasts_figure(along, places, labels, answered):
+    """How many times each measure of CHANGES is, along the sweep: an Along of results/contrasts.py,
+    and for each place along x its label, and {metric: a Contrast of logarithms, or None}."""
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharex=True)
+    for axis, (metric, title) in zip(axes.flat, CHANGES.items(), strict=True):
+        for place, measured in zip(places, answered, strict=True):
+            if change := measured[metric]:
+                style = mark_of(change)
+                axis.plot([place, place], ends_of(change), color=style["color"])
+                axis.plot(place, np.exp(change.effect), **style)
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_title(title, fontsize=TITLE_SIZE)
+        axis.set_xscale("log")
+        axis.set_xticks(places, labels)
+        axis.minorticks_off()
+        axis.margins(x=0.08)
+        logarithmic(axis, "y")
+        axis.grid(axis="y", alpha=0.3)
+    figure.supxlabel(f"{along.xlabel} (bars: 95 % intervals; hollow where they hold 1)")
+    figure.supylabel(f"{along.title}, times")
+    return figure
+
+
+def ends_of(change):
+    """Of the interval of a Contrast of logarithms, as factors."""
+    return np.exp([change.effect - change.half(), change.effect + change.half()])
+
+
+def mark_of(change):
+    """The style of a Contrast's dot: hollow and grey where its interval holds no change."""
+    if change.excludes_zero():
+        return {"marker": "o", "color": "black"}
+    return {"marker": "o", "color": "grey", "markerfacecolor": "white"}
+
+
 # Several sweeps ----------------------------------------------------------------------------------
 
 
@@ -746,19 +784,11 @@ def draw_change(axis, row, first, last):
     if any(not value or value <= 0 for value in (*first, *last)):
         return
     change = difference([np.log(first), np.log(last)], -1, 0)
-    middle, half = change.effect, change.half()
-    if not math.isfinite(half):
+    if not math.isfinite(change.half()):
         return
-    colour = "black" if abs(middle) > half else "grey"
-    ends = np.exp([middle - half, middle + half])
-    axis.plot(ends, [row, row], color=colour)
-    axis.plot(
-        np.exp(middle),
-        row,
-        "o",
-        color=colour,
-        markerfacecolor=colour if colour == "black" else "white",
-    )
+    style = mark_of(change)
+    axis.plot(ends_of(change), [row, row], color=style["color"])
+    axis.plot(np.exp(change.effect), row, **style)
 
 
 VERDICT_COLUMNS = {  # metric: heading

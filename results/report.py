@@ -18,11 +18,13 @@ from results.claims import (
     resolution,
     without_diverged_rates,
 )
+from results.contrasts import ALONG, MEASURES, answers
 from results.figures import (
     HERO,
     LINES,
     POINT_METRICS,
     changes_figure,
+    contrasts_figure,
     drawable,
     ladder_figure,
     line_figure,
@@ -64,7 +66,7 @@ def report_sweep(runs, folder):
             f"{folder} holds no finished run{lacking}: train one first, with python train.py"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    figures = draw_figures(sweep.points)
+    figures = {**draw_contrasts(folder.name, sweep), **draw_figures(sweep.points)}
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     write_text(folder / "report.md", report_text(folder.name, sweep, figures))
@@ -85,6 +87,17 @@ def draw_figures(points):
     return figures
 
 
+def draw_contrasts(name, sweep):
+    """{file name: figure}, of the sweep of this name: one where its contrasts make curves."""
+    found = answers(name, sweep.points, sweep.diverged)
+    if name not in ALONG or len(found) < 2:
+        return {}
+    places = [ALONG[name].place(answer.runs[0]) for answer in found]
+    labels = [answer.runs[0].parts[0] for answer in found]
+    answered = [answer.measured for answer in found]
+    return {"contrasts": contrasts_figure(ALONG[name], places, labels, answered)}
+
+
 def report_text(name, sweep, figures):
     """figures: names of PNG files."""
     lines = [
@@ -96,6 +109,7 @@ def report_text(name, sweep, figures):
         "",
         *claims_table(judge_sweep(sweep.points, sweep.diverged)),
         "",
+        *contrasts_table(answers(name, sweep.points, sweep.diverged)),
         *companion_tables(sweep.points),
         *resolution_table(sweep.points),
         *[f"![{figure}]({figure}.png)" for figure in figures],
@@ -289,6 +303,58 @@ def claims_table(verdicts):
         cells = (name, verdict.claim.says, effect_text(verdict), p_text(verdict.p), verdict.verdict)
         lines.append(table_row(*cells))
     return [*lines, "", "Each claim is judged by itself: README corrects for how many there are."]
+
+
+CONTRASTS_ARE = (
+    "how many times as large each measure is at the first point as at the second, by the means of "
+    "its logarithm, or how much larger, with 95 % intervals by each of the two points' own spread "
+    "(Welch). In bold are intervals without 1, or of differences without 0; of so many, not "
+    "corrected for their number, some are so by chance, and none is a verdict."
+)
+
+
+def contrasts_table(found):
+    """Lines of a Markdown table of these Answers; none where there are none."""
+    if not found:
+        return []
+    lines = [table_row("asked", "points", "seeds", *CONTRAST_COLUMNS)]
+    lines.append(table_rule(3 + len(CONTRAST_COLUMNS)))
+    for asked, points, runs, against, measured in found:
+        seeds = f"{len(runs)} over {len(against)}"
+        lines.append(table_row(asked, points, seeds, *contrast_cells(measured)))
+    return [f"Contrasts: {CONTRASTS_ARE}", "", *lines, ""]
+
+
+CONTRAST_COLUMNS = [
+    metric if metric in LOG_METRICS else f"{metric}, difference" for metric in MEASURES
+]
+
+
+def contrast_cells(measured):
+    """Cells of {metric of MEASURES: a Contrast, or None}."""
+    return [contrast_text(metric, measured[metric]) for metric in MEASURES]
+
+
+def contrast_text(metric, change):
+    """Such as "**2.00 (1.81 to 2.21)**", or "-0.12 ± 0.13"; a dash where there is no Contrast."""
+    if change is None:
+        return "–"
+    text = amount_text(metric, change.effect, change.half())
+    return f"**{text}**" if change.excludes_zero() else text
+
+
+def amount_text(metric, effect, half, times=""):
+    """Such as "2.9 (2.8 to 3.0)", with the word for times behind the first number, of a metric that
+    is judged by its logarithm; of others such as "-0.12 ± 0.03"."""
+    if metric not in LOG_METRICS:
+        return " ± ".join(to_its_digit(effect, half, sign="+"))
+    low, middle, high = (math.exp(effect + side * half) for side in (-1, 0, 1))
+    _, spread = to_its_digit(middle, (high - low) / 2)
+    places = len(spread.partition(".")[2])
+    rounded = [f"{number:.{places}f}" for number in (low, middle, high)]
+    if float(rounded[0]) == 0:  # which no ratio is
+        rounded[0] = f"{low:.1g}"
+    return f"{rounded[1]}{times} ({rounded[0]} to {rounded[2]})"
 
 
 def family_table(family):

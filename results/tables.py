@@ -20,15 +20,19 @@ from model import GPT
 from results.claims import (
     CLAIMS,
     EXPERIMENT,
-    LOG_METRICS,
     METRICS,
+    ends_along,
     entry,
     families,
     judge_sweep,
     margin_of,
 )
+from results.contrasts import set_against, weighed_measures
 from results.paper import PAPER, beside_paper
 from results.report import (
+    CONTRAST_COLUMNS,
+    amount_text,
+    contrast_cells,
     corrected,
     enumerated,
     seeds_text,
@@ -106,12 +110,7 @@ def change_text(verdict):
     """Such as "2.9 times (2.8 to 3.0)" of a metric judged by its logarithm, or "-0.12 ± 0.03"."""
     if not math.isfinite(verdict.half):
         return "–"
-    if verdict.claim.metric not in LOG_METRICS:
-        return " ± ".join(to_its_digit(verdict.effect, verdict.half, sign="+"))
-    low, middle, high = (math.exp(verdict.effect + side * verdict.half) for side in (-1, 0, 1))
-    _, spread = to_its_digit(middle, (high - low) / 2)
-    places = len(spread.partition(".")[2])
-    return f"{middle:.{places}f} times ({low:.{places}f} to {high:.{places}f})"
+    return amount_text(verdict.claim.metric, verdict.effect, verdict.half, times=" times")
 
 
 def judged_by(*names):
@@ -123,6 +122,44 @@ def judged_by(*names):
         for name, sweep in sweeps.items()
         for verdict in judge_sweep(sweep.points, sweep.diverged)
     ]
+
+
+HALVED = ("context", "weight_decay", "moe")  # whose end points are a sweep at half the rate, too
+
+
+def half_rate_table():
+    """Of each end point at half the suite's rate over the other, beside the same at the suite's."""
+    columns = ("sweep", "points", "rate", *CONTRAST_COLUMNS)
+    rows, missing = [table_row(*columns), table_rule(len(columns))], []
+    for name in HALVED:
+        ends = ends_along(published_points(f"half_rate_{name}"))
+        if ends is None:
+            missing.append(f"`half_rate_{name}`")
+        else:
+            rows += half_rate_rows(name, *ends, published_points(name))
+    if missing:
+        rows.append(table_row(", ".join(missing), "not run yet", *[""] * (len(columns) - 2)))
+    return rows
+
+
+def half_rate_rows(name, first, last, at_full_rate):
+    """The last point's runs over the first's, at half the rate and, where they are there, at the
+    suite's, and how far these contrasts differ."""
+    there = [[last, first], [at_full_rate.get(runs[0].point, []) for runs in (last, first)]]
+    pairs = [pair for pair in there if all(pair)]
+    by_rate = {f"{of[0].config['learning_rate']:g}": set_against(of, over) for of, over in pairs}
+    if len(pairs) == 2:
+        by_rate[" over ".join(by_rate)] = weighed_measures(sum(pairs, []), [1, -1, -1, 1])
+    points = f"{last[0].point} over {first[0].point}"
+    return [
+        table_row(f"`{name}`", points, rate, *contrast_cells(measured))
+        for rate, measured in by_rate.items()
+    ]
+
+
+def published_points(name):
+    """As points_of; none where there is no such file."""
+    return points_of(name) if (HERE / f"{name}.json").exists() else {}
 
 
 BENCHED = {  # point of configs/bench.toml: what it is
@@ -440,6 +477,7 @@ TABLES = {
     "public": public_table,
     "public_cost": public_cost_table,
     "paper": paper_tables,
+    "half_rate": half_rate_table,
     "masks": masks_table,
 }
 

@@ -93,6 +93,10 @@ class Contrast(NamedTuple):
             return 1.0
         return min(1.0, 2 * one_sided_p((self.effect - threshold) / self.error, self.df))
 
+    def excludes_zero(self):
+        """Does the interval?"""
+        return abs(self.effect) > self.half()
+
     def turned(self):
         return self._replace(effect=-self.effect)
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import asdict
 from decimal import Decimal
 
 import numpy as np
@@ -14,6 +15,7 @@ from data.files import BadInput
 from model import GPTConfig
 from results import tables
 from results.claims import CLAIMS, Verdict
+from results.runs import Run
 from results.tables import (
     BENCHED,
     HERE,
@@ -216,6 +218,7 @@ CHANGES = [  # metric, effect, half-width, text
     ("perplexity", -0.01, 0.002, "0.9900 times (0.9881 to 0.9920)"),
     ("usefulness", -0.1234, 0.045, "-0.123 ± 0.045"),
     ("usefulness", -0.1234, math.inf, "–"),
+    ("causal", 0.0, math.log(25), "1 times (0.04 to 25)"),  # no ratio is 0
 ]
 
 
@@ -239,6 +242,60 @@ def test_the_table_of_claims_has_all_ten():
     rows = [row.strip("| ").split(" | ")[0] for row in claims_table()[2:]]
     assert sorted(", ".join(rows).split(", ")) == sorted(f"C{i}" for i in range(1, 11))
     assert {row.count("|") for row in claims_table()} == {7}
+
+
+RATES = {"half_rate_moe": 1e-3, "moe": 2e-3}
+OF_EXPERTS = {"half_rate_moe": {0: 10, 64: 8}, "moe": {0: 10, 16: 7, 64: 5}}  # perplexities
+
+
+def of_experts(name, n_expert):
+    """Three runs, of which the logarithms of the perplexity are 0.03 apart."""
+    sweep = {"point": None, "rung": None, "place": 0, "options": ["n_expert", "seed"]}
+    config = asdict(GPTConfig(n_expert=n_expert))
+    config |= {"weight_decay": 0.1, "learning_rate": RATES[name], "sweep": sweep}
+    perplexities = [OF_EXPERTS[name][n_expert] * math.exp(0.03 * step) for step in (-1, 0, 1)]
+    return [
+        Run(
+            "",
+            {**config, "seed": seed},
+            {"perplexity": perplexity, "last_layer_variance": 1},
+            [],
+            {"causal": None, "permutation": None},
+        )
+        for seed, perplexity in enumerate(perplexities)
+    ]
+
+
+def half_rate_rows(monkeypatch, *names):
+    def points(name):
+        values = OF_EXPERTS[name] if name in names else ()
+        return {f"n_expert={value}": of_experts(name, value) for value in values}
+
+    monkeypatch.setattr(tables, "published_points", points)
+    rows = [row.strip("| ").split(" | ") for row in TABLES["half_rate"]()[2:]]
+    return [row[:4] for row in rows]
+
+
+NOT_RUN = ["`half_rate_context`, `half_rate_weight_decay`", "not run yet"]
+ENDS = ["`moe`", "n_expert=64 over n_expert=0"]
+
+
+def test_end_points_at_half_the_rate_stand_beside_the_same_at_the_suites(monkeypatch):
+    """Of two points of three seeds the half-width is 2.776 x 0.03 sqrt(2/3); of four, with eight
+    degrees of freedom, 2.306 x 0.03 sqrt(4/3)."""
+    *rows, (missing, said, *_) = half_rate_rows(monkeypatch, "half_rate_moe", "moe")
+    assert rows == [
+        [*ENDS, "0.001", "**0.800 (0.747 to 0.856)**"],
+        [*ENDS, "0.002", "**0.500 (0.467 to 0.535)**"],
+        [*ENDS, "0.001 over 0.002", "**1.60 (1.48 to 1.73)**"],
+    ]
+    assert [missing, said] == NOT_RUN
+
+
+def test_without_the_suites_rate_half_of_it_stands_alone(monkeypatch):
+    (row, (missing, said, *_)) = half_rate_rows(monkeypatch, "half_rate_moe")
+    assert row == [*ENDS, "0.001", "**0.800 (0.747 to 0.856)**"]
+    assert [missing, said] == NOT_RUN
 
 
 def test_the_theory_agrees_as_well_as_is_said():
