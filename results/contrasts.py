@@ -50,7 +50,17 @@ CONTRASTS = {
         (f"experts, at {length} tokens", f"{length},n_expert=16", f"{length},n_expert=0")
         for length in LENGTHS
     ],
-    "moe": [("experts", "n_expert=16", "n_expert=0")],
+    "depth": [(f"{2 * L} blocks", f"n_layer={2 * L}", f"n_layer={L}") for L in (4, 8, 16)],
+    "wide_depth": [(f"{2 * L} blocks", f"n_layer={2 * L}", f"n_layer={L}") for L in (8, 16)],
+    "weight_decay": [
+        ("much decay", "weight_decay=0.3", "weight_decay=0"),
+        ("too much", "weight_decay=3", "weight_decay=0"),
+    ],
+    "context": [
+        ("the suite's context", "context-512", "context-64"),
+        ("eight times that", "context-4096", "context-512"),
+    ],
+    "moe": [(f"{E} experts", f"n_expert={E}", "n_expert=0") for E in (4, 16, 64)],
     "wide_moe": [("experts", "n_expert=16", "n_expert=0")],
     "moe_gate": [
         ("experts' weights normalised", "experts-normalised", "experts"),
