@@ -33,7 +33,7 @@ from results.figures import (
 )
 from results.verdicts import LEVEL, ROUNDING, interval
 
-EPS_MARK = " †"
+EPS_MARK = " ‡"  # † is of verdicts, in README
 LAST_PLACE = 7  # behind the point; smaller numbers stand with an exponent
 
 

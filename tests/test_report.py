@@ -160,7 +160,7 @@ Growth and updates, free of the stream's scale:
 | point | permutation times L |
 |---|---|
 | n_layer=1,learning_rate=0.001 | – |
-| n_layer=1,learning_rate=0.003 † | – |
+| n_layer=1,learning_rate=0.003 ‡ | – |
 | n_layer=8,learning_rate=0.001 | 1.6 ± 0 |
 | n_layer=8,learning_rate=0.003 | 1.6 |
 
@@ -170,11 +170,11 @@ data, and the gap between held-out and training text:
 | point | parameters (M) | active (M) | decay's clock |
 |---|---|---|---|
 | n_layer=1,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 | 0.035 ± 0 |
-| n_layer=1,learning_rate=0.003 † | 1.5 ± 0 | 1.5 ± 0 | 0.105 ± 0 |
+| n_layer=1,learning_rate=0.003 ‡ | 1.5 ± 0 | 1.5 ± 0 | 0.105 ± 0 |
 | n_layer=8,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 | 0.035 ± 0 |
 | n_layer=8,learning_rate=0.003 | 1.5 | 1.5 | 0.105 |
 
-† the norms' eps is more than 1 % of a variance of the stream.
+‡ the norms' eps is more than 1 % of a variance of the stream.
 
 ![points](points.png)
 ![linear](linear.png)
