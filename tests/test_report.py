@@ -293,6 +293,32 @@ def test_a_figure_shows_what_stands_after_the_correction():
     assert stands["tokens"] == []
 
 
+def of_causal(score, per_sequence):
+    analysis = {"causal": score, "standard_errors": {"causal": 0.5}, "sequences": 2, "length": 16}
+    analysis["per_sequence"] = {"causal": per_sequence}
+    return Run("", {"data_sha256": "x"}, {}, [], analysis)
+
+
+SHARES = [  # half of what two seeds are apart, sequences of the other point: columns of the table
+    (3.0, [4.0, 6.0], "0.5 | 1 | 4.2 | 7.1 | **0.24**"),
+    (4.0, [4.0, 6.0], "0.5 | 1 | 5.7 | 7.1 | 0.18"),
+    (0.0, [4.0, 6.0], "0.5 | 1 | 0 | 7.1 | –"),
+    (4.0, None, "0.5 | – | 5.7 | 7.1 | –"),
+]
+
+
+@pytest.mark.parametrize("apart, per_sequence, columns", SHARES)
+def test_scores_are_bold_whose_sequences_are_too_few(apart, per_sequence, columns):
+    """Sequences differ by 1 and 3 between the points, so the mean of them by an error of 1. Seeds
+    have a standard deviation of sqrt(2) times `apart`, points one of 10 / sqrt(2)."""
+    points = {
+        name: [of_causal(mean + side * apart, values) for side in (-1, 1)]
+        for name, mean, values in (("a", 20.0, [5.0, 9.0]), ("b", 10.0, per_sequence))
+    }
+    row = report.resolution_table(points)[4]
+    assert row == f"| causal | {columns} |"
+
+
 ONE_RUN = sweep_of([made_up_run(1, 0.001, 0, 20)])
 
 
