@@ -1063,7 +1063,7 @@ def test_what_scores_follow_from_is_all_that_analysis_imports():
                 waiting += [n for n in names if (REPOSITORY / f"{n.replace('.', '/')}.py").exists()]
     others = {"configs.read", "data.files", "pending"} | {
         f"results.{name}"
-        for name in ("runs", "verdicts", "claims", "figures", "report", "paper", "tables")
+        for name in ("runs", "verdicts", "claims", "figures", "report", "hot", "paper", "tables")
     }
     files = {REPOSITORY / f"{module.replace('.', '/')}.py" for module in imported - others}
     assert files <= set(pending.SCORED_BY)
