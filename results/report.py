@@ -251,8 +251,10 @@ def resolution_table(points):
     heading = table_row("standard deviation of", *columns, "of differences / over seeds")
     shared = (
         "Runs are scored on the same sequences, whose error they share: differences of runs have "
-        "less of it. In bold: more than a fifth of the seeds', so that more sequences would help."
+        "less of it."
     )
+    if any("**" in line for line in lines):
+        shared += " In bold: more than a fifth of the seeds', so that more sequences would help."
     return ["What each score resolves:", "", heading, table_rule(6), *lines, "", shared, ""]
 
 

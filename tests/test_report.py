@@ -315,8 +315,9 @@ def test_scores_are_bold_whose_sequences_are_too_few(apart, per_sequence, column
         name: [of_causal(mean + side * apart, values) for side in (-1, 1)]
         for name, mean, values in (("a", 20.0, [5.0, 9.0]), ("b", 10.0, per_sequence))
     }
-    row = report.resolution_table(points)[4]
+    *_, row, _, said, _ = report.resolution_table(points)
     assert row == f"| causal | {columns} |"
+    assert ("In bold: " in said) == ("**" in columns)
 
 
 ONE_RUN = sweep_of([made_up_run(1, 0.001, 0, 20)])
