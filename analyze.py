@@ -60,6 +60,7 @@ from pending import (
     tasks_of,
     work_on,
 )
+from results.hot import draw_beside
 from results.report import counted, report_all, report_sweep
 from results.runs import described, load_run, publish_runs, read_runs, restore_runs
 from results.scores import (
@@ -891,6 +892,7 @@ def analyse_sweeps(arguments):
     if len(reported) > 1:
         folder = arguments.publish or sweeps[0].parent
         report_all(reported, folder)
+        draw_beside(reported, folder)
         write_tables(folder)
 
 

@@ -137,6 +137,18 @@ def permutation_times_L(run):
     return None if permutation is None else permutation * len(run.analysis["prune_ratios"])
 
 
+def decays_clock(run):
+    """Rate x weight decay x steps, by the schedule's mean rates: half the peak in the warm-up, then
+    half way between the peak and the end. A weight that no gradient moved would shrink to e to the
+    minus this."""
+    config = run.config
+    peak, warm_up = config["learning_rate"], config["warmup_iters"]
+    mean_after = (peak + config["min_lr"]) / 2
+    summed_rates = warm_up * peak / 2 + (config["max_iters"] - warm_up) * mean_after
+    return config["weight_decay"] * summed_rates
+
+
+OF_CLOCK = " (rate x decay x steps: a steady state needs about 2, and none is claimed)"
 OF_WORTH = " (u: by what share the loss grows; N_eff = (Σu)² / Σu²)"
 COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
     "Growth and updates, free of the stream's scale": {
@@ -150,9 +162,10 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
     },
     f"Use of depth, a block made linear{OF_WORTH}": columns_of_use("linear_use"),
     f"Use of depth, a block removed{OF_WORTH}": columns_of_use("removal_use"),
-    "Size, data, and the gap between held-out and training text": {
+    f"Size, decay's clock{OF_CLOCK}, data, and the gap between held-out and training text": {
         "parameters (M)": lambda run: run.summary["params"] / 1e6,
         "active (M)": lambda run: run.summary["active_params"] / 1e6,
+        "decay's clock": decays_clock,
         "passes over the training tokens": entry("text", "passes"),
         "held-out loss": entry("text", "held_out_loss"),
         "training loss": entry("text", "training_loss"),

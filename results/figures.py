@@ -410,6 +410,8 @@ def line_figure(points, panels, legend=None):
 
 
 ONE_SEED = "one seed"
+HOLLOW_MARK = {"markerfacecolor": "white", "markersize": 8, "zorder": 3}  # above its interval
+HOLLOW = "hollow: the norms' eps is more than 1 % of a variance of the stream"
 
 
 def shown_of(points):
@@ -549,18 +551,27 @@ def point_figure(points, metrics):
     for i, (axis, name) in enumerate(zip(axes.flat, drawn, strict=False)):
         for curve, along in curves.items():
             places = [labels.index(label) for label in along]
-            intervals = means_and_halves(along, metrics[name])
-            axis.errorbar(places, *intervals, capsize=4, label=curve, **style_of[curve])
+            draw_points(axis, curve, along, places, metrics[name], style_of[curve])
         axis.set_title(POINT_TITLES.get(name, name), fontsize=TITLE_SIZE)
         label_points(axis, labels)
         if i + 3 < len(drawn):
             axis.set_xlabel("")  # the panel below says it
         limit_metric(axis, name)
-    if shown_of(points) == ONE_SEED:
-        figure.suptitle(ONE_SEED, fontsize=TITLE_SIZE)
+    said = [ONE_SEED] * (shown_of(points) == ONE_SEED) + [HOLLOW] * any(map(eps_counts, runs))
+    if said:
+        figure.suptitle("; ".join(said), fontsize=TITLE_SIZE)
     if curves.keys() != points.keys():
         figure.legend(*axes.flat[0].get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
     return figure
+
+
+def draw_points(axis, curve, along, places, metric, style):
+    """A curve {x label: runs} at these places along x; hollow where the norms' eps counts."""
+    means, halves = means_and_halves(along, metric)
+    axis.errorbar(places, means, halves, capsize=4, label=curve, **style)
+    for place, mean, runs in zip(places, means, along.values(), strict=True):
+        if any(map(eps_counts, runs)):
+            axis.plot(place, mean, **{**style, **HOLLOW_MARK})
 
 
 def label_points(axis, labels):

@@ -1,16 +1,16 @@
 """A lesson: the same claims where training is hot and short, and in the right regime.
 
-    python -m results.hot                  draw hot/verdicts.png, of hot/hot.json and results/*.json
-    python -m results.hot --thin FOLDER    make hot/hot.json of whole published sweeps in FOLDER
+    python -m results.hot FOLDER    make hot/hot.json of whole published sweeps in FOLDER
 
 The first sweeps (width 128, rate 3e-3, 20 M tokens; three seeds) are kept as what the claims read:
 {experiment: [{"claim", "metric", "values": a list for each point, a number for each seed}]}.
+python analyze.py results/*.json draws hot/verdicts.png of them, beside the sweeps in results/.
 """
 
 import argparse
 from pathlib import Path
 
-from data.files import BadInput, Number, or_one_sentence, read_json, say, write_json
+from data.files import Number, or_one_sentence, read_json, write_json
 from results.claims import (
     CLAIM_METRICS,
     CLAIMS,
@@ -58,36 +58,33 @@ def judged(rows):
     return verdicts
 
 
-def draw():
-    """The same experiments, hot and in the right regime, one panel below the other."""
-    hot = read_json(HERE / "hot/hot.json", dict.fromkeys(EXPERIMENT.values(), [ROW]))
-    there = [name for name in hot if (HERE / f"{name}.json").exists()]
+def draw_beside(sweeps, folder):
+    """folder/hot/verdicts.png of folder/hot/hot.json, where that is there: the same experiments hot
+    and in the right regime, {name: Sweep}, one panel below the other."""
+    if not (folder / "hot/hot.json").exists():
+        return
+    hot = read_json(folder / "hot/hot.json", dict.fromkeys(EXPERIMENT.values(), [ROW]))
+    there = [name for name in hot if name in sweeps]
     if not there:
-        raise BadInput(f"{HERE} has none of {', '.join(hot)}: publish one there, with analyze.py")
-    right = {name: sweep_of(read_runs(HERE / f"{name}.json")) for name in there}
+        return
     panels = {
         "width 128, rate 3e-3, 20 M tokens": {name: judged(hot[name]) for name in there},
         "width 256, rate 2e-3, 100 M tokens": {
-            name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in right.items()
+            name: judge_sweep(sweeps[name].points, sweeps[name].diverged) for name in there
         },
     }
     save_figure(
         verdicts_figure({name: labelled(after_correction(of)) for name, of in panels.items()}),
-        HERE / "hot/verdicts.png",
+        folder / "hot/verdicts.png",
     )
-    say(HERE / "hot/verdicts.png")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--thin", type=Path, metavar="FOLDER")
-    arguments = parser.parse_args(argv)
-    if arguments.thin:
-        write_json(HERE / "hot/hot.json", thinned(arguments.thin))
-    else:
-        draw()
+    parser.add_argument("folder", type=Path, help="of whole published sweeps")
+    write_json(HERE / "hot/hot.json", thinned(parser.parse_args(argv).folder))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ from results.figures import (
 )
 from results.verdicts import LEVEL, ROUNDING, interval
 
-EPS_MARK = " †"
+EPS_MARK = " ‡"  # † is of verdicts, in README
+SMALL_SHARE = 1 / 5  # of the seeds' spread: so small was the error over sequences to be
 LAST_PLACE = 7  # behind the point; smaller numbers stand with an exponent
 
 
@@ -254,19 +255,27 @@ def resolution_table(points):
     """Lines of a table of what a score resolves: its errors beside what the sweep does to it."""
     rows = {name: resolution(points, *functions) for name, functions in RESOLUTION.items()}
     lines = [
-        table_row(*(name, *(without_nan(number) for number in numbers)))
+        table_row(name, *map(without_nan, numbers), share_of_seeds(numbers))
         for name, numbers in rows.items()
         if numbers is not None
     ]
     if not lines:
         return []
     columns = ("over sequences", "of differences over sequences", "over seeds", "over points")
-    heading = table_row("standard deviation of", *columns)
+    heading = table_row("standard deviation of", *columns, "of differences / over seeds")
     shared = (
         "Runs are scored on the same sequences, whose error they share: differences of runs have "
         "less of it."
     )
-    return ["What each score resolves:", "", heading, table_rule(5), *lines, "", shared, ""]
+    if any("**" in line for line in lines):
+        shared += " In bold: more than a fifth of the seeds', so that more sequences would help."
+    return ["What each score resolves:", "", heading, table_rule(6), *lines, "", shared, ""]
+
+
+def share_of_seeds(numbers):
+    """Of a Resolution: the differences' error over the spread of seeds, bold where it is large."""
+    share = numbers.of_differences / (numbers.over_seeds or math.nan)
+    return f"**{without_nan(share)}**" if share > SMALL_SHARE else without_nan(share)
 
 
 def without_nan(number):

@@ -1070,6 +1070,7 @@ def test_what_scores_follow_from_is_all_that_analysis_imports():
             "contrasts",
             "figures",
             "report",
+            "hot",
             "paper",
             "tables",
         )

@@ -6,6 +6,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+import train
+from configs.read import TrainConfig
 from model import GPTConfig
 from results import claims
 from results.claims import judge_sweep
@@ -343,6 +345,24 @@ def test_what_an_older_run_lacks_is_none():
     assert claims.entry("growth", "growth")(run) == 3
     assert claims.entry("growth", "exponent")(run) is None
     assert claims.entry("text", "gap")(run) is None
+
+
+CLOCKS = [  # options of training: of the suite, without a warm-up, of nothing but a warm-up
+    {"learning_rate": 2e-3, "warmup_iters": 305, "max_iters": 3050},
+    {"learning_rate": 1.0, "min_lr": 0.4, "warmup_iters": 0, "max_iters": 7, "weight_decay": 3.0},
+    {"learning_rate": 1.0, "min_lr": 0.0, "warmup_iters": 5, "max_iters": 5},
+    {"weight_decay": 0.0},
+]
+
+
+@pytest.mark.parametrize("options", CLOCKS)
+def test_decays_clock_is_summed_over_the_steps(options):
+    """To within a step at the peak's rate: a sum of so many rates is not quite an integral."""
+    config = TrainConfig(**options)
+    rates = [train.learning_rate_at(step, config) for step in range(config.max_iters)]
+    clock = claims.decays_clock(Run("", asdict(config), {}, [], {}))
+    a_step = config.weight_decay * config.learning_rate
+    assert clock == pytest.approx(config.weight_decay * sum(rates), rel=0, abs=a_step)
 
 
 # What a score resolves ---------------------------------------------------------------------------

@@ -335,6 +335,22 @@ def test_rates_are_the_suites_but_where_that_is_the_question(path):
     assert rates == RATES.get(path.stem, {2e-3})
 
 
+HALF_RATE = sorted((REPOSITORY / "configs").glob("half_rate_*.toml"))
+
+
+@pytest.mark.parametrize("path", HALF_RATE, ids=lambda path: path.stem)
+def test_half_the_rate_is_tried_at_the_first_and_the_last_point_of_the_suite(path):
+    """With three seeds, and nothing else changed."""
+    suite = path.with_stem(path.stem.removeprefix("half_rate_"))
+    half, full = points(path, vocab_size="8192"), points(suite, vocab_size="8192", seed="0,1,2")
+    names = list(full)
+    assert list(half) == names[:3] + names[-3:]
+    for name, point in half.items():
+        assert point.model == full[name].model
+        ours, theirs = asdict(point.training), asdict(full[name].training)
+        assert ours == theirs | {rate: theirs[rate] / 2 for rate in ("learning_rate", "min_lr")}
+
+
 def test_the_rungs_of_the_recipe_are_its_ladder():
     recipe = points(REPOSITORY / "configs/recipe.toml", vocab_size="8192", seed="0")
     rungs = {point.sweep["point"]: point.sweep["rung"] for point in recipe.values()}

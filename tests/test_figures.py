@@ -36,7 +36,8 @@ def run(point=None, seed=0, perplexity=10.0, **options):
     varies = {"point": point, "rung": None, "place": 0, "options": [*options, "seed"]}
     config = {"weight_decay": 0.1, "seed": seed, **options, "sweep": varies}
     summary = {"perplexity": perplexity, "last_layer_variance": 2.0}
-    return Run("", config, summary, [], {"n_eff_share": 0.5})
+    analysis = {"n_eff_share": 0.5, "variance": {"residual": [1.0, 2.0]}}
+    return Run("", config, summary, [], analysis)
 
 
 def sweep(*runs):
@@ -415,3 +416,21 @@ def test_growth_is_hollow_where_the_norms_eps_counts(axis, smallest, marker):
     line, _ = axis.lines
     assert line.get_ydata().tolist() == [1, 2]
     assert line.get_markerfacecolor() == (marker or line.get_color())
+
+
+def test_points_are_hollow_where_the_norms_eps_counts_and_a_line_says_so():
+    """Of two curves, one point: by one of its two seeds."""
+    points = {
+        f"{name},n_layer={L}": [run(name, seed, perplexity=L, n_layer=L) for seed in range(2)]
+        for name in "ab"
+        for L in (4, 8, 16)
+    }
+    for seed, smallest in enumerate((1.01e-4, 0.99e-4)):
+        points["b,n_layer=8"][seed].analysis = {"variance": {"residual": [smallest, 1.0]}}
+    figure = point_figure(points, {"perplexity": METRICS["perplexity"]})
+    lines = figure.axes[0].lines
+    hollow = [line for line in lines if line.get_markerfacecolor() == "white"]
+    assert [line.get_xydata().tolist() for line in hollow] == [[[1, 8]]]
+    assert figure.get_suptitle().startswith("hollow: the norms' eps")
+    assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"]
+    plt.close(figure)

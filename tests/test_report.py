@@ -43,6 +43,9 @@ def made_up_run(n_layer, rate, seed, perplexity):
     config = {
         **asdict(GPTConfig(n_layer=n_layer)),
         "learning_rate": rate,
+        "min_lr": rate / 5,
+        "warmup_iters": 100,
+        "max_iters": 600,
         "weight_decay": 0.1,
         "seed": seed,
         "dataset": "tiny",
@@ -109,6 +112,7 @@ def test_a_sweep_that_no_claim_is_about_has_a_sentence_and_no_empty_table():
     assert report.claims_table([]) == ["None of the paper's claims is about this sweep."]
 
 
+# Decay's clock is 0.1 x rate x (100 steps of half the rate + 500 of 0.6 of it), 35 rates.
 # Of two seeds the half-width is 12.706 / 2 times their difference. Contrasts of two points of two
 # seeds have two degrees of freedom: a half-width of 4.303 standard errors, and with t of them
 # p = 1 - t / sqrt(2 + t^2).
@@ -156,20 +160,21 @@ Growth and updates, free of the stream's scale:
 | point | permutation times L |
 |---|---|
 | n_layer=1,learning_rate=0.001 | – |
-| n_layer=1,learning_rate=0.003 † | – |
+| n_layer=1,learning_rate=0.003 ‡ | – |
 | n_layer=8,learning_rate=0.001 | 1.6 ± 0 |
 | n_layer=8,learning_rate=0.003 | 1.6 |
 
-Size, data, and the gap between held-out and training text:
+Size, decay's clock (rate x decay x steps: a steady state needs about 2, and none is claimed), \
+data, and the gap between held-out and training text:
 
-| point | parameters (M) | active (M) |
-|---|---|---|
-| n_layer=1,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 |
-| n_layer=1,learning_rate=0.003 † | 1.5 ± 0 | 1.5 ± 0 |
-| n_layer=8,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 |
-| n_layer=8,learning_rate=0.003 | 1.5 | 1.5 |
+| point | parameters (M) | active (M) | decay's clock |
+|---|---|---|---|
+| n_layer=1,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 | 0.035 ± 0 |
+| n_layer=1,learning_rate=0.003 ‡ | 1.5 ± 0 | 1.5 ± 0 | 0.105 ± 0 |
+| n_layer=8,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 | 0.035 ± 0 |
+| n_layer=8,learning_rate=0.003 | 1.5 | 1.5 | 0.105 |
 
-† the norms' eps is more than 1 % of a variance of the stream.
+‡ the norms' eps is more than 1 % of a variance of the stream.
 
 ![points](points.png)
 ![linear](linear.png)
@@ -286,6 +291,33 @@ def test_a_figure_shows_what_stands_after_the_correction():
         "C3": "undecided",
     }
     assert stands["tokens"] == []
+
+
+def of_causal(score, per_sequence):
+    analysis = {"causal": score, "standard_errors": {"causal": 0.5}, "sequences": 2, "length": 16}
+    analysis["per_sequence"] = {"causal": per_sequence}
+    return Run("", {"data_sha256": "x"}, {}, [], analysis)
+
+
+SHARES = [  # half of what two seeds are apart, sequences of the other point: columns of the table
+    (3.0, [4.0, 6.0], "0.5 | 1 | 4.2 | 7.1 | **0.24**"),
+    (4.0, [4.0, 6.0], "0.5 | 1 | 5.7 | 7.1 | 0.18"),
+    (0.0, [4.0, 6.0], "0.5 | 1 | 0 | 7.1 | –"),
+    (4.0, None, "0.5 | – | 5.7 | 7.1 | –"),
+]
+
+
+@pytest.mark.parametrize("apart, per_sequence, columns", SHARES)
+def test_scores_are_bold_whose_sequences_are_too_few(apart, per_sequence, columns):
+    """Sequences differ by 1 and 3 between the points, so the mean of them by an error of 1. Seeds
+    have a standard deviation of sqrt(2) times `apart`, points one of 10 / sqrt(2)."""
+    points = {
+        name: [of_causal(mean + side * apart, values) for side in (-1, 1)]
+        for name, mean, values in (("a", 20.0, [5.0, 9.0]), ("b", 10.0, per_sequence))
+    }
+    *_, row, _, said, _ = report.resolution_table(points)
+    assert row == f"| causal | {columns} |"
+    assert ("In bold: " in said) == ("**" in columns)
 
 
 ONE_RUN = sweep_of([made_up_run(1, 0.001, 0, 20)])

@@ -27,6 +27,7 @@ from results.tables import (
     two_cells,
     write_tables,
 )
+from results.verdicts import interval
 
 each_page = pytest.mark.parametrize(
     "page", PAGES, ids=["README", "results/README", "speed", "machines", "theory", "pretrained"]
@@ -75,7 +76,7 @@ def test_every_sweep_has_a_row_with_its_runs():
             assert int(n_runs.partition(" of ")[0]) == len(published)
             assert int(n_scored) == sum(run["analysis"] is not None for run in published)
     n_once, *_, training, scoring = files.pop("each run once")
-    assert not files
+    assert all(n_runs.startswith("0 of ") for n_runs, *_ in files.values())  # to come
     assert int(n_once) == len(once)
     assert int(training) == round(sum(seconds for seconds, _ in once.values()) / 60)
     assert int(scoring) == round(sum(seconds for _, seconds in once.values()) / 60)
@@ -95,6 +96,21 @@ def test_masks_are_compared_from_the_sparsest_to_full_attention():
         assert (verdict == "supported") <= (slope > 0) and (verdict == "opposed") <= (slope < 0)
 
 
+def test_the_suites_rate_is_as_good_as_the_best_and_far_cooler():
+    """As configs/depth.toml and results/README.md say, of sixteen plain blocks."""
+    rates = {
+        runs[0].config["learning_rate"]: [run.summary for run in runs]
+        for runs in tables.points_of("rates").values()
+        if runs[0].config["n_layer"] == 16
+    }
+    perplexity = {rate: [run["perplexity"] for run in of] for rate, of in rates.items()}
+    assert min(perplexity, key=lambda rate: np.mean(perplexity[rate])) == 4e-3
+    (mean, half), (best, half_of_best) = (interval(perplexity[rate]) for rate in (2e-3, 4e-3))
+    assert mean - best < min(half, half_of_best)
+    cool, hot = (np.mean([run["last_layer_variance"] for run in rates[r]]) for r in (2e-3, 4e-3))
+    assert round(hot / cool) == 7
+
+
 # What it takes elsewhere -------------------------------------------------------------------------
 
 
@@ -105,6 +121,18 @@ def results(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(tables, "HERE", tmp_path / "results")
     return tmp_path / "results"
+
+
+def test_sweeps_to_come_have_a_row_with_what_they_ask_for(results):
+    for name in ("depth", "moe"):
+        shutil.copy(HERE / f"{name}.json", results)
+    files = cells_of("files")
+    to_come = {name for name, (n_runs, *_) in files.items() if n_runs.startswith("0 of ")}
+    configs = {path.stem for path in (REPOSITORY / "configs").glob("*.toml")}
+    others = {"depth", "moe", "bench", "exercise", "small_gpu"}
+    assert to_come == {f"`{name}.json`" for name in configs - others}
+    assert files["`half_rate_moe.json`"] == ["0 of 6"]  # two points, three seeds
+    assert files["`context.json`"] == ["0 of 18"]
 
 
 def bench_line(n_layer, speed, memory, device="NVIDIA H100 80GB HBM3"):
