@@ -113,10 +113,16 @@ def change_text(verdict):
     return amount_text(verdict.claim.metric, verdict.effect, verdict.half, times=" times")
 
 
+def is_reported(name):
+    """Is the sweep there, with its figures? A file alone holds runs of one that is not complete."""
+    return (HERE / f"{name}.json").exists() and (HERE / name).is_dir()
+
+
 def judged_by(*names):
-    """[(name, Verdict)] of the published sweeps of these names that are there."""
-    there = [name for name in names if (HERE / f"{name}.json").exists()]
-    sweeps = {name: sweep_of(read_runs(HERE / f"{name}.json")) for name in there}
+    """[(name, Verdict)] of those of these sweeps that are there."""
+    sweeps = {
+        name: sweep_of(read_runs(HERE / f"{name}.json")) for name in names if is_reported(name)
+    }
     return [
         (name, verdict)
         for name, sweep in sweeps.items()
@@ -329,7 +335,7 @@ def paper_tables():
     """The paper beside ours, a table for each sweep that both have."""
     lines = []
     for name in PAPER:
-        if (HERE / f"{name}.json").exists():
+        if is_reported(name):
             lines += ["", *beside_paper(name, points_of(name))]
     return lines[1:]
 

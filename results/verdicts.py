@@ -25,7 +25,8 @@ The rule was fixed before a run of any experiment was looked at, but for what a 
 that, all of which takes verdicts away: that each step must be within the margin, and that no other
 shape says `no effect`. The same reader found that pooling spreads of up to tenfold calls noise an
 effect several times as often as it should; so every p stands beside that of each point's own
-spread.
+spread. Before the sweeps at twice the width were judged, each sweep besides the experiments became
+a family of its own, or each new one would have made the verdicts of the others harder.
 """
 
 import math

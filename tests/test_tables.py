@@ -381,3 +381,12 @@ def test_a_cell_says_how_many_seeds_where_points_have_not_equally_many():
     assert two_cells((some, 0.02, 0.2)) == ("-0.100 ± 0.040, 1 to 3 seeds", "opposed †")
     assert two_cells((equal, 0.02, 0.01)) == ("-0.100 ± 0.040", "**opposed**")
     assert two_cells((equal, 0.2, 0.2)) == ("-0.100 ± 0.040", "undecided")
+
+
+def test_runs_without_figures_are_judged_once_their_sweep_is_complete(monkeypatch, tmp_path):
+    """As one seed of one point would stand in README as a verdict on the claim."""
+    shutil.copy(tables.HERE / "depth.json", tmp_path)
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    assert tables.judged_by("depth", "moe") == []
+    (tmp_path / "depth").mkdir()
+    assert {name for name, _ in tables.judged_by("depth", "moe")} == {"depth"}
