@@ -511,8 +511,13 @@ SHARED_FIRST = '{"shared":'
 
 def publish_runs(runs, path):
     """One JSON file of a sweep's runs: DIGITS of each measured number (a config's all, fewer of
-    those in FEWER_DIGITS), and of the log the stream's variances, but not the branches'."""
-    runs = [packed(run) for run in runs]
+    those in FEWER_DIGITS), of the log the stream's variances, but not the branches', and scores by
+    sequence of each point's first scored run, as no other's are compared."""
+    firsts = {}
+    for run in runs:
+        if run.analysis is not None:
+            firsts.setdefault(run.point, run.name)
+    runs = [packed(run, by_sequence=firsts.get(run.point) == run.name) for run in runs]
     shared = shared_by(runs) if len(runs) > 1 else {}
     lines = ",\n".join(as_line(without(shared, run)) for run in runs)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -551,14 +556,16 @@ def read_published(path):
     return [checked(run, f"{path}, {run.name}") for run in runs]
 
 
-def packed(run):
-    """What a published file says of a run."""
+def packed(run, by_sequence):
+    """What a published file says of a run, with its scores by sequence or without."""
     fields = rounded(asdict(run))
     for line in fields["log"]:
         line.pop("attention_variance", None)
         line.pop("mlp_variance", None)
     log = [rounded_lists(line, DIGITS_OF_LOG) for line in fields["log"]]
     analysis = fields["analysis"] or {}
+    if not by_sequence:
+        analysis.pop("per_sequence", None)
     for name in FEWER_DIGITS.keys() & analysis.keys():
         analysis[name] = rounded_lists(analysis[name], FEWER_DIGITS[name])
     for name in SYMMETRIC.keys() & analysis.keys():

@@ -213,7 +213,9 @@ def test_published_runs_are_read_back_with_six_digits_and_fewer_of_many(tmp_path
         assert published.analysis["causal"] == 0.666667
         assert set(published.analysis["prune_ratios"]) == {0.142857}
         assert published.analysis["causal_matrix"][0][0] == 0.286
-        assert published.analysis["per_sequence"] == {"growth": {"exponent": [0.4286, 1.429]}}
+        by_sequence = published.analysis.get("per_sequence")
+        is_first = original.config["seed"] == 0
+        assert by_sequence == ({"growth": {"exponent": [0.4286, 1.429]}} if is_first else None)
         states = [1.0] * (original.config["n_layer"] + 1)
         assert [line.pop("variance") for line in published.log] == [states, states]
         assert published.log == [{"step": i, "tokens": i, "val_loss": 2.5} for i in (0, 1)]
@@ -282,7 +284,7 @@ DAMAGED = {  # of a published run: where, and what stands there
 def test_every_entry_that_is_read_is_looked_at(tmp_path, part, entries):
     each = run("run", sweep(), analysis=analysis())
     getattr(each, part).update(entries)
-    publish_runs([each], tmp_path / "sweep.json")
+    (tmp_path / "sweep.json").write_text(json.dumps([asdict(each)]))
     with pytest.raises(BadInput, match="sweep.json") as error:
         read_runs(tmp_path / "sweep.json")
     assert "\n" not in str(error.value)
@@ -529,10 +531,8 @@ def test_what_all_runs_share_stands_once(tmp_path):
 def test_a_matrix_with_more_than_is_above_its_diagonal_stays_whole(tmp_path):
     whole = [[0.0, 0.5], [0.25, 0.0]], [[0.125, 0.5], [0.5, 0.0]], [[0.0, 0.5], [0.0, 0.0]]
     for matrix in whole:
-        publish_runs(
-            [run(analysis=analysis(causal_matrix=matrix, permutation_matrix=matrix))],
-            tmp_path / "sweep.json",
-        )
+        measured = analysis(causal_matrix=matrix, permutation_matrix=matrix)
+        publish_runs([run("run", sweep(), analysis=measured)], tmp_path / "sweep.json")
         (back,) = read_published(tmp_path / "sweep.json")
         assert back.analysis["causal_matrix"] == back.analysis["permutation_matrix"] == matrix
 
