@@ -79,12 +79,10 @@ CONTRASTS = {
         ("the whole recipe, each at the best rate tried", TOP, DEEP),
     ],
     "remedies": [
-        *((f"{remedy}: twice the blocks", f"32-{remedy}", f"16-{remedy}") for remedy in REMEDIES),
-        *(
-            (f"{remedy}, 32 blocks: twice the rate", f"32-{remedy}-double-rate", f"32-{remedy}")
-            for remedy in REMEDIES
-        ),
+        *((f"{of}: twice the blocks", f"{of},n_layer=32", f"{of},n_layer=16") for of in REMEDIES),
+        *((f"{of}, 32 blocks", f"{of},n_layer=32", "plain,n_layer=32") for of in REMEDIES[1:]),
     ],
+    "remedies_double_rate": [(f"{of}, 32 blocks", of, "plain") for of in REMEDIES[1:]],
 }
 
 

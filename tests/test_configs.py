@@ -322,7 +322,7 @@ RATES = {  # of every point, where it is not the suite's
     "rates": {5e-4, 1e-3, 2e-3, 4e-3, 8e-3},
     "control": {2e-3, 4e-3},
     "recipe": {1e-3, 2e-3, 4e-3},
-    "remedies": {2e-3, 4e-3},
+    "remedies_double_rate": {4e-3},
     "half_rate_moe": {1e-3},
     "half_rate_context": {1e-3},
     "half_rate_weight_decay": {1e-3},
