@@ -98,6 +98,7 @@ CLAIM_METRICS = {
     "growth": entry("growth", "growth"),
     "exponent": entry("growth", "exponent"),
     "N_eff / L, removed": entry("removal_use", "n_eff_share"),
+    "geometric mean of u, removed": entry("removal_use", "geometric_mean"),
     "BLiMP": entry("blimp", "accuracy"),
     "growth at initialisation": growth_at_initialisation,
     "slope of log deviation": slope_of_log_deviation,
@@ -113,6 +114,7 @@ LOG_METRICS = (  # that are judged by their logarithms
     "causal",
     "permutation",
     "N_eff / L, removed",
+    "geometric mean of u, removed",
     "Jacobian deviation",
     "growth at initialisation",
 )

@@ -24,6 +24,7 @@ MEASURES = (  # of CLAIM_METRICS, in the order of the columns
     "causal",
     "permutation",
     "N_eff / L, removed",
+    "geometric mean of u, removed",
     "BLiMP",
 )
 WELCH = 1  # spreads that differ more than so many times are not pooled: each point has its own
