@@ -5,7 +5,8 @@ point_figure (what each point comes to), ladder_figure and matrix_figure; of poi
 other: contrasts_figure. Of several sweeps: changes_figure and verdicts_figure. Of sparsity.py's
 numbers: theory_figure and masks_figure; of results/scaling.py's: scaling_figure. Seeds are shown by
 their mean and its 95 % interval; a single seed has none. A line across a panel says where values
-end, at a floor, or what they are held against. save_figure writes the PNG.
+end, at a floor, or what they are held against. A mark with a ring is of runs in which the norms'
+eps counts; a hollow one is a change whose interval holds none. save_figure writes the PNG.
 """
 
 import math
@@ -54,6 +55,7 @@ POINT_TITLES = {  # where a metric's name does not say what it is
     "N_eff / L, removed": "N_eff / L, a block removed",
 }
 JUST_ABOVE_ONE = 1.03  # upper end of a share's axis
+BELOW_ZERO = 0.04  # of its height: room for the lower half of a mark at 0
 PAPERS_THRESHOLD = 0.1  # of a useful block's growth of the loss
 THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).tolist()]
 SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below is drawn there
@@ -61,11 +63,11 @@ SMALLEST_VARIANCE = 1e-300
 FEW = 8  # lines at most that colour and marker alone tell apart
 TITLE_SIZE = 10
 MARGIN_OF_BANDS = 0.3  # of the height of a panel's lines
-LEGEND_AT_THE_RIGHT = {"loc": "outside right center", "fontsize": 9}
 LEGEND_BELOW = {"loc": "outside lower center", "fontsize": 9}
 LONG_LABEL = 20  # characters: of longer ones, three stand in a legend's row and not four
-SLANTED = {"rotation": 30, "ha": "right"}  # long labels of an axis
-DOTS_PER_INCH = 88  # of most figures' width 836, as many as a page on GitHub shows
+SLANTED = {"rotation": 40, "ha": "right"}  # long labels of an axis
+WIDTH = 9.5  # inches, of most figures
+DOTS_PER_INCH = 88  # of that width 836, as many as a page on GitHub shows
 PNG_COLOURS = 128
 
 
@@ -142,7 +144,7 @@ def logarithmic(axis, which):
     elif high < 300 * low:
         locator = LogLocator(subs=(1, 2, 5))
     else:
-        locator = LogLocator(subs=(1,), numticks=6)
+        locator = LogLocator(subs=(1,), numticks=6 if which == "y" else 4)  # side by side, fewer
     ticks = getattr(axis, f"{which}axis")
     ticks.set_major_locator(locator)
     ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -163,7 +165,7 @@ class Panel:
     log: bool = True  # the vertical axis; means and intervals are then of logarithms
     log_x: bool = False
     ylim: tuple | None = None
-    hollow: Callable | None = None  # of a run: whether its point's markers are
+    ringed: Callable | None = None  # of a run: whether its point's markers are
     floor: float | None = None  # the least that the curve can show; a line where some value is
     level: float | None = None  # what values are held against: a line across
     place: float | None = None  # along x that matters: a line up
@@ -278,10 +280,10 @@ LINES = {  # figure: its panels, two in a row
     ],
     "scale_free": [
         of_block(
-            "growth of the variance (hollow: the norms' eps counts)",
+            "growth of the variance (ringed: the norms' eps counts)",
             "var h_l / var h_1",
             growth_since_block_1,
-            hollow=eps_counts,
+            ringed=eps_counts,
             level=1,
         ),
         of_block("angle by which a block turns the stream", "radians", update_angles),
@@ -396,8 +398,8 @@ def drawable(panels, points):
 def line_figure(points, panels, legend=None):
     """A panel each, two in a row; legend: its title, instead of what shown_of says of seeds."""
     n_rows = (len(panels) + 1) // 2
-    n_columns = 3 if max(map(len, points)) > LONG_LABEL else 4
-    size = (9.5, 3.4 * n_rows + 0.2 * -(-len(points) // n_columns) + 0.3)
+    n_columns = columns_of_legend(points)
+    size = (WIDTH, 3.4 * n_rows + 0.2 * -(-len(points) // n_columns) + 0.3)
     figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
         draw_lines(axis, points, panel)
@@ -409,9 +411,13 @@ def line_figure(points, panels, legend=None):
     return figure
 
 
+def columns_of_legend(labels):
+    return 3 if max(map(len, labels)) > LONG_LABEL else 4
+
+
 ONE_SEED = "one seed"
-HOLLOW_MARK = {"markerfacecolor": "white", "markersize": 8, "zorder": 3}  # above its interval
-HOLLOW = "hollow: the norms' eps is more than 1 % of a variance of the stream"
+RING = {"marker": "o", "linestyle": "", "markerfacecolor": "none", "markeredgecolor": "black"}
+RINGED = "ringed: the norms' eps is more than 1 % of a variance of the stream"
 
 
 def shown_of(points):
@@ -483,9 +489,9 @@ def draw_line(axis, point, runs, panel, style, band=True):
     mean, half = np.array([interval(column) for column in table.T]).T
     x = panel.x(runs[0]) if panel.x else np.arange(len(mean)) + panel.first
     sparse = max(1, len(mean) // 8)
-    if panel.hollow and any(panel.hollow(run) for run in runs):
-        style = {**style, "markerfacecolor": "white"}
     axis.plot(x, back(mean), label=point, markevery=sparse, markersize=4, **style)
+    if panel.ringed and any(panel.ringed(run) for run in runs):
+        axis.plot(x, back(mean), markevery=sparse, markersize=8, **RING)
     if band and len(runs) > 1:
         low, high = back(mean - half), back(mean + half)
         axis.fill_between(x, low, high, color=style["color"], alpha=0.25, linewidth=0)
@@ -494,12 +500,36 @@ def draw_line(axis, point, runs, panel, style, band=True):
 # What each point comes to ------------------------------------------------------------------------
 
 
-def means_and_halves(points, metric):
-    """Mean and half-width of a metric, a function of a run, at each point: two arrays. A single
-    seed, and seeds that all say the same, have no interval to draw: nan."""
-    intervals = [interval([metric(run) for run in runs]) for runs in points.values()]
-    mean, half = np.array(intervals).T
-    return mean, np.where(np.isfinite(half) & (half > ROUNDING * abs(mean)), half, np.nan)
+FEW_SEEDS = 5  # at most: of a point of so few, each is drawn
+SEED_DOT = {"marker": "o", "markersize": 3, "markeredgewidth": 0, "alpha": 0.7, "linestyle": ""}
+SEEDS_SHOWN = "small dots: the seeds"
+INTERVALS = "means and 95 % intervals"
+OF_LOGARITHMS = ", on logarithmic axes of the logarithm"
+BESIDE = 0.035  # of a panel's width: from a mark to its seeds, and from these to the next curve's
+ABREAST = 0.7  # at most, of the way from a label to the next, for the curves that share it
+
+
+def values_at(runs, metric):
+    """A metric, a function of a run, of each run; nan where one lacks it."""
+    return np.array([metric(run) for run in runs], dtype=float)
+
+
+def means_and_bars(points, metric, log=False):
+    """Mean of a metric, a function of a run, at each point: (n_points,), and how far below and
+    above it the interval reaches: (2, n_points). With log both are of its logarithm, and what is
+    not positive has none. A single seed, and seeds that all say the same, have no interval to
+    draw: nan."""
+    into, back = (log_of_positive, np.exp) if log else (np.array, np.array)
+    intervals = [interval(into(values_at(runs, metric))) for runs in points.values()]
+    middle, half = np.array(intervals).T
+    half[np.isinf(half)] = np.nan
+    mean = back(middle)
+    bars = np.array([mean - back(middle - half), back(middle + half) - mean])
+    return mean, np.where(bars > ROUNDING * abs(mean), bars, np.nan)
+
+
+def log_of_positive(values):
+    return np.log(np.where(values > 0, values, np.nan))
 
 
 def split_last(run):
@@ -543,41 +573,71 @@ def point_figure(points, metrics):
     runs = [run for of_point in points.values() for run in of_point]
     drawn = [name for name in metrics if any(metrics[name](run) is not None for run in runs)]
     curves, style_of = curves_of(points, along_the_first=first_has_more(points))
-    labels = list(dict.fromkeys(label for curve in curves.values() for label in curve))
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharex=True)
+    crossed = curves.keys() != points.keys()
+    n_columns = columns_of_legend(curves)
+    height = 5.8 + crossed * (0.2 * -(-len(curves) // n_columns) + 0.2)
+    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, height), layout="constrained", sharex=True)
     for i in range(len(drawn), axes.size):
         axes.flat[i].axis("off")
         axes.flat[i - 3].tick_params(labelbottom=True)  # of the panel above, now the lowest
     for i, (axis, name) in enumerate(zip(axes.flat, drawn, strict=False)):
-        for curve, along in curves.items():
-            places = [labels.index(label) for label in along]
-            draw_points(axis, curve, along, places, metrics[name], style_of[curve])
+        draw_curves(axis, curves, style_of, metrics[name], log=name in LOGARITHMIC)
         axis.set_title(POINT_TITLES.get(name, name), fontsize=TITLE_SIZE)
-        label_points(axis, labels)
         if i + 3 < len(drawn):
             axis.set_xlabel("")  # the panel below says it
         limit_metric(axis, name)
-    said = [ONE_SEED] * (shown_of(points) == ONE_SEED) + [HOLLOW] * any(map(eps_counts, runs))
-    if said:
-        figure.suptitle("; ".join(said), fontsize=TITLE_SIZE)
-    if curves.keys() != points.keys():
-        figure.legend(*axes.flat[0].get_legend_handles_labels(), **LEGEND_AT_THE_RIGHT)
+    figure.suptitle(said_of(points, drawn), fontsize=TITLE_SIZE)
+    if crossed:
+        handles = axes.flat[0].get_legend_handles_labels()
+        figure.legend(*handles, ncols=n_columns, **LEGEND_BELOW)
     return figure
 
 
-def draw_points(axis, curve, along, places, metric, style):
-    """A curve {x label: runs} at these places along x; hollow where the norms' eps counts."""
-    means, halves = means_and_halves(along, metric)
-    axis.errorbar(places, means, halves, capsize=4, label=curve, **style)
+def said_of(points, panels):
+    """What the marks of point_figure are."""
+    several = max(map(len, points.values())) > 1
+    logarithms = not set(LOGARITHMIC).isdisjoint(panels)
+    said = [INTERVALS + OF_LOGARITHMS * logarithms if several else ONE_SEED]
+    said += [SEEDS_SHOWN] * any(map(draws_seeds, points.values()))
+    rings = any(eps_counts(run) for runs in points.values() for run in runs)
+    return "; ".join(said) + f"\n{RINGED}" * rings
+
+
+def draws_seeds(runs):
+    return 1 < len(runs) <= FEW_SEEDS
+
+
+def draw_curves(axis, curves, style_of, metric, log):
+    """Each curve {x label: its runs}; those that share places along x stand abreast there."""
+    labels = list(dict.fromkeys(label for along in curves.values() for label in along))
+    shared = sum(map(len, curves.values())) > len(labels)
+    n_abreast = len(curves) if shared else 1
+    beside = min(BESIDE * len(labels), ABREAST / (2 * n_abreast))
+    for rank, (curve, along) in enumerate(curves.items()):
+        shift = beside * (2 * rank + 0.5 - n_abreast) if shared else 0
+        places = [labels.index(label) + shift for label in along]
+        draw_points(axis, curve, along, places, metric, style_of[curve], log, beside)
+    label_points(axis, labels)
+
+
+def draw_points(axis, curve, along, places, metric, style, log, beside):
+    """A curve {x label: runs} at these places along x, and its seeds beside it; with a ring where
+    the norms' eps counts."""
+    means, bars = means_and_bars(along, metric, log)
+    axis.errorbar(places, means, bars, capsize=3, markersize=5, label=curve, **style)
     for place, mean, runs in zip(places, means, along.values(), strict=True):
+        if draws_seeds(runs):
+            seeds = [place + beside] * len(runs)
+            axis.plot(seeds, values_at(runs, metric), color=style["color"], **SEED_DOT)
         if any(map(eps_counts, runs)):
-            axis.plot(place, mean, **{**style, **HOLLOW_MARK})
+            axis.plot(place, mean, markersize=10, **RING)
 
 
 def label_points(axis, labels):
     """The labels of the points along x: values alone where all are of one option."""
     options = {label.partition("=")[0] if label.count("=") == 1 else None for label in labels}
     axis.set_xticks(range(len(labels)))
+    axis.set_xlim(-0.5, len(labels) - 0.5)
     if len(options) > 1 or None in options:
         axis.set_xticklabels(labels, fontsize=9, **SLANTED)
     else:
@@ -589,7 +649,7 @@ def limit_metric(axis, metric):
         logarithmic(axis, "y")
     elif metric in SHARES:
         top = axis.get_ylim()[1]
-        bottom = -0.04 * top if metric in FROM_ZERO else None
+        bottom = -BELOW_ZERO * top if metric in FROM_ZERO else None
         axis.set_ylim(bottom, min(JUST_ABOVE_ONE, top))
 
 
@@ -605,18 +665,18 @@ def ladder_figure(points):
     beside the ladder."""
     on_rung = np.array([runs[0].rung is not None for runs in points.values()])
     where = "up the rungs" if on_rung.all() else "up the rungs and beside the ladder"
-    figure, axes = plt.subplots(3, 1, figsize=(9.5, 8.5), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 8.5), layout="constrained", sharex=True)
     for axis, (title, metrics) in zip(axes, LADDER.items(), strict=True):
         for rank, (metric, style) in enumerate(styles(metrics).items()):
-            mean, half = means_and_halves(points, CLAIM_METRICS[metric])
+            mean, bars = means_and_bars(points, CLAIM_METRICS[metric])
             places = np.arange(len(points)) + 0.12 * rank
             for chosen, line in ((on_rung, {"label": metric}), (~on_rung, {"linestyle": ""})):
-                x, bars = places[chosen], half[chosen]
-                axis.errorbar(x, mean[chosen], bars, capsize=4, **{**style, **line})
+                ends = (places[chosen], mean[chosen], bars[:, chosen])
+                axis.errorbar(*ends, capsize=4, **{**style, **line})
         axis.set(title=f"{title}, {where}", ylabel=title)
         axis.title.set_fontsize(TITLE_SIZE)
     highest = min(JUST_ABOVE_ONE, axes[-1].get_ylim()[1])
-    axes[-1].set(ylim=(0, highest), xticks=range(len(points)))
+    axes[-1].set(ylim=(-BELOW_ZERO * highest, highest), xticks=range(len(points)))
     axes[-1].set_xticklabels(points, **SLANTED)
     handles = axes[-1].get_legend_handles_labels()
     figure.legend(*handles, ncols=len(LADDER), **LEGEND_BELOW)
@@ -693,10 +753,13 @@ def draw_matrix(axis, mean, matrix, top):
 # Two points, one over the other ------------------------------------------------------------------
 
 
+HOLLOW = "bars: 95 % intervals; hollow where they hold 1"
+
+
 def contrasts_figure(along, places, labels, answered):
     """How many times each measure of CHANGES is, along the sweep: an Along of results/contrasts.py,
     and for each place along x its label, and {metric: a Contrast of logarithms, or None}."""
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 5.8), layout="constrained", sharex=True)
     for axis, (metric, title) in zip(axes.flat, CHANGES.items(), strict=True):
         for place, measured in zip(places, answered, strict=True):
             if change := measured[metric]:
@@ -711,8 +774,8 @@ def contrasts_figure(along, places, labels, answered):
         axis.margins(x=0.08)
         logarithmic(axis, "y")
         axis.grid(axis="y", alpha=0.3)
-    figure.supxlabel(f"{along.xlabel} (bars: 95 % intervals; hollow where they hold 1)")
-    figure.supylabel(f"{along.title}, times")
+    figure.supxlabel(f"{along.xlabel} ({HOLLOW})", fontsize=TITLE_SIZE)
+    figure.supylabel(f"{along.title}, times", fontsize=TITLE_SIZE)
     return figure
 
 
@@ -751,7 +814,7 @@ def changes_figure(ends):
     """By what factor each measure changes from a sweep's first point to its last, with its 95 %
     interval: {sweep: (first, last)}, lists of runs; a panel for each measure."""
     figure, axes = plt.subplots(
-        2, 3, figsize=(12, 1.6 + 0.55 * len(ends)), sharey=True, layout="constrained"
+        2, 3, figsize=(WIDTH, 1.6 + 0.55 * len(ends)), sharey=True, layout="constrained"
     )
     rows = range(len(ends))
     for axis, (metric, title) in zip(axes.flat, CHANGES.items(), strict=True):
@@ -764,8 +827,10 @@ def changes_figure(ends):
             [change_label(name, from_to(first[0], last[0])) for name, (first, last) in ends.items()]
         )
         logarithmic(axis, "x")
+        axis.tick_params(labelsize=9)
         axis.grid(axis="x", alpha=0.3)
-    figure.supxlabel("times, from the first point to the last")
+    said = f"times, from the first point to the last ({HOLLOW})"
+    figure.supxlabel(said, fontsize=TITLE_SIZE)
     return figure
 
 

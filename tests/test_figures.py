@@ -9,10 +9,12 @@ import pytest
 
 from results import figures
 from results.claims import CLAIMS, METRICS, Verdict, entry
+from results.contrasts import ALONG
 from results.figures import (
     LINES,
     VERDICT_COLOURS,
     changes_figure,
+    contrasts_figure,
     curves_of,
     draw_lines,
     drawable,
@@ -21,7 +23,7 @@ from results.figures import (
     line_figure,
     logarithmic,
     matrix_figure,
-    means_and_halves,
+    means_and_bars,
     of_block,
     point_figure,
     point_styles,
@@ -144,9 +146,10 @@ def test_points_of_two_options_are_drawn_along_the_one_of_more_values():
     points = sweep(*(run(name, n_expert=E, perplexity=9.0 - E) for name in "abc" for E in (0, 4)))
     figure = point_figure(points, {"perplexity": METRICS["perplexity"]})
     axis = figure.axes[0]
-    dense, experts = [bars.lines[0].get_xydata().tolist() for bars in axis.containers]
-    assert dense == [[0, 9], [1, 9], [2, 9]]
-    assert experts == [[0, 5], [1, 5], [2, 5]]
+    dense, experts = [bars.lines[0].get_xydata() for bars in axis.containers]
+    assert dense[:, 1].tolist() == [9, 9, 9] and experts[:, 1].tolist() == [5, 5, 5]
+    for label in range(3):  # abreast, and nearer to their label than to the next
+        assert label - 0.5 < dense[label, 0] < label < experts[label, 0] < label + 0.5
     assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b", "c"]
     assert [text.get_text() for text in figure.legends[0].texts] == ["n_expert=0", "n_expert=4"]
     plt.close(figure)
@@ -158,9 +161,63 @@ def test_intervals_over_seeds_are_drawn_but_none_of_one_seed_or_of_equal_ones():
         "one": [run(perplexity=7.0)],
         "equal": [run(seed=0, perplexity=7.0), run(seed=1, perplexity=7.0)],
     }
-    mean, half = means_and_halves(points, METRICS["perplexity"])
+    mean, bars = means_and_bars(points, METRICS["perplexity"])
     assert mean.tolist() == [10, 7, 7]
-    assert half == pytest.approx([12.706, math.nan, math.nan], rel=1e-3, nan_ok=True)
+    for ends in bars:
+        assert ends == pytest.approx([12.706, math.nan, math.nan], rel=1e-3, nan_ok=True)
+
+
+def seeds_of(*perplexities, point="a"):
+    return [run(point, seed, perplexity=each) for seed, each in enumerate(perplexities)]
+
+
+def test_intervals_of_logarithms_are_around_the_geometric_mean():
+    """Of 2 and 8 it is 4; the logarithms' standard error is log(2), and t is 12.706."""
+    points = {"two": seeds_of(2.0, 8.0), "one": seeds_of(7.0), "equal": seeds_of(7.0, 7.0)}
+    mean, (below, above) = means_and_bars(points, METRICS["perplexity"], log=True)
+    assert mean == pytest.approx([4, 7, 7])
+    none = [math.nan, math.nan]
+    assert below == pytest.approx([4 - 4 / 2**12.706, *none], nan_ok=True)
+    assert above == pytest.approx([4 * 2**12.706 - 4, *none], rel=1e-3, nan_ok=True)
+
+
+def test_what_has_no_logarithm_has_no_place_on_a_logarithmic_axis(recwarn):
+    points = {"zero": seeds_of(0.0, 8.0), "lacking": [run(seed=0, perplexity=None)]}
+    mean, bars = means_and_bars(points, METRICS["perplexity"], log=True)
+    assert np.isnan(mean).all() and np.isnan(bars).all()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("panel, middle", [("last-layer variance", 4), ("perplexity", 5)])
+def test_a_logarithmic_panel_shows_the_mean_of_the_logarithm(panel, middle):
+    points = {"a": seeds_of(2.0, 8.0)}
+    figure = point_figure(points, {panel: METRICS["perplexity"]})
+    axis = figure.axes[0]
+    assert axis.containers[0].lines[0].get_ydata() == pytest.approx([middle])
+    (bar,) = axis.containers[0].lines[2][0].get_segments()
+    low, high = bar[:, 1]
+    if panel == "last-layer variance":
+        assert low > 0 and low * high == pytest.approx(middle**2)
+        bottom, top = axis.get_ylim()
+        assert bottom < low and high < top
+    else:
+        assert low + high == pytest.approx(2 * middle)
+    of_logarithms = "on logarithmic axes of the logarithm" in figure.get_suptitle()
+    assert of_logarithms == (panel == "last-layer variance")
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("n_seeds, drawn", [(1, False), (2, True), (5, True), (6, False)])
+def test_few_seeds_are_small_dots_beside_their_mark(n_seeds, drawn):
+    seeds = [9.0 + seed for seed in range(n_seeds)]
+    points = {"a": seeds_of(*seeds), "b": seeds_of(7.0, point="b")}
+    figure = point_figure(points, {name: METRICS["perplexity"] for name in figures.LOGARITHMIC})
+    for axis in figure.axes[:2]:
+        dots = [line for line in axis.lines if line.get_markersize() == 3]
+        assert [line.get_ydata().tolist() for line in dots] == [seeds] * drawn
+        assert all(0 < x < 0.5 for line in dots for x in line.get_xdata())
+    assert ("small dots: the seeds" in figure.get_suptitle()) == drawn
+    plt.close(figure)
 
 
 def caps_and_bars(axis):
@@ -178,10 +235,11 @@ def caps_and_bars(axis):
 @pytest.mark.parametrize("n_seeds, ends, bars", [(1, 0, 0), (2, 2, 1)])
 def test_one_seed_is_a_mark_without_caps(n_seeds, ends, bars):
     points = {"n_layer=4": [run(seed=s, perplexity=9.0 + s, n_layer=4) for s in range(n_seeds)]}
-    panels = {f"panel {i}": METRICS["perplexity"] for i in range(6)}
-    figure = point_figure(points, panels)
+    names = [*figures.LOGARITHMIC, "usefulness", "perplexity", "causal", "BLiMP"]
+    figure = point_figure(points, {name: METRICS["perplexity"] for name in names})
     assert [caps_and_bars(axis) for axis in figure.axes] == [(ends, bars)] * 6
-    assert figure.get_suptitle() == ("one seed" if n_seeds == 1 else "")
+    said = "one seed" if n_seeds == 1 else "means and 95 % intervals"
+    assert figure.get_suptitle().startswith(said)
     plt.close(figure)
 
 
@@ -277,7 +335,19 @@ def test_a_ladder_has_a_panel_for_each_axis_and_no_bars():
     rungs, beside = [bars.lines[0].get_xydata().tolist() for bars in above.containers]
     assert rungs == pytest.approx(np.array([[0, 0.4], [1, 0.5]]))
     assert beside == pytest.approx(np.array([[2, 0.6]]))
-    assert below.get_ylim()[0] == 0
+    plt.close(figure)
+
+
+def test_a_ladders_mark_at_zero_is_whole():
+    points = ladder()
+    for (each,) in points.values():
+        each.analysis["usefulness"] = {"held_out": 0.0}
+    figure = ladder_figure(points)
+    below = figure.axes[-1]
+    figure.draw_without_rendering()
+    mark = below.transData.transform((0, 0))[1]
+    half = 3 / 72 * figure.dpi  # of a marker of 6 points
+    assert mark - half >= below.get_window_extent().y0
     plt.close(figure)
 
 
@@ -330,6 +400,21 @@ def test_logarithmic_axes_have_a_few_plain_labels(axis, low, high):
     assert all(float(label) > 0 for label in labels)
 
 
+def test_labels_side_by_side_do_not_touch():
+    """Over six decades, in a panel as wide as those of changes_figure."""
+    figure, axis = plt.subplots(figsize=(2.4, 2))
+    axis.plot([3e-5, 20], [0, 1])
+    logarithmic(axis, "x")
+    axis.tick_params(labelsize=9)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axis.get_xticklabels() if text.get_text()]
+    low, high = axis.get_window_extent().intervalx
+    shown = [box for box in boxes if low <= (box.x0 + box.x1) / 2 <= high]
+    assert len(shown) > 1
+    assert all(one.x1 + 4 < other.x0 for one, other in zip(shown[:-1], shown[1:], strict=True))
+    plt.close(figure)
+
+
 def verdict(metric, verdict, effect):
     claim = next(claim for claim in CLAIMS if claim.metric == metric)
     return Verdict(claim, verdict, effect, 0.1, 0.01, 0.01, (3, 3))
@@ -353,7 +438,23 @@ def test_changes_are_factors_with_intervals_of_logarithms():
     assert dot.get_xdata() == pytest.approx([8])
     assert variance.get_yticklabels()[0].get_text() == "depth: n_layer 4 to 16"
     assert [len(axis.lines) for axis in figure.axes] == [3, 1, 3, 3, 1, 1]  # and a line at 1
+    assert "hollow where they hold 1" in figure.get_supxlabel()
     plt.close(figure)
+
+
+def test_what_a_page_shows_is_drawn_no_wider_than_the_page():
+    points = depths(4, 8)
+    for (each,) in points.values():
+        each.analysis |= {"causal": 0.5, "permutation": 0.5}
+    nothing = [dict.fromkeys(figures.CHANGES)] * 2
+    drawn = [
+        point_figure(points, {"perplexity": METRICS["perplexity"]}),
+        changes_figure({"depth": tuple(points.values())}),
+        contrasts_figure(ALONG["tokens"], [1, 2], ["a", "b"], nothing),
+    ]
+    for figure in drawn:
+        assert figure.get_size_inches()[0] * figures.DOTS_PER_INCH <= 836
+        plt.close(figure)
 
 
 ENDS = [  # the first and the last point of a sweep, and what the figure calls them
@@ -407,18 +508,25 @@ def test_panels_that_an_older_run_lacks_are_left_out():
     plt.close(figure)
 
 
-@pytest.mark.parametrize("smallest, marker", [(0.99e-4, "white"), (1.01e-4, None)])
-def test_growth_is_hollow_where_the_norms_eps_counts(axis, smallest, marker):
+def rings(axis):
+    """Marks around others, which nothing fills."""
+    return [line for line in axis.lines if line.get_markerfacecolor() == "none"]
+
+
+@pytest.mark.parametrize("smallest, ringed", [(0.99e-4, True), (1.01e-4, False)])
+def test_growth_is_ringed_where_the_norms_eps_counts(axis, smallest, ringed):
     points = depths(2)
     (runs,) = points.values()
     runs[0].analysis = {"variance": {"residual": [smallest, 1.0, 2.0]}}
     draw_lines(axis, points, LINES["scale_free"][0])
-    line, _ = axis.lines
+    line = axis.lines[0]
     assert line.get_ydata().tolist() == [1, 2]
-    assert line.get_markerfacecolor() == (marker or line.get_color())
+    assert line.get_markerfacecolor() == line.get_color()  # not hollow
+    assert [ring.get_ydata().tolist() for ring in rings(axis)] == [[1, 2]] * ringed
+    assert len(axis.get_legend_handles_labels()[0]) == 1
 
 
-def test_points_are_hollow_where_the_norms_eps_counts_and_a_line_says_so():
+def test_points_are_ringed_where_the_norms_eps_counts_and_a_line_says_so():
     """Of two curves, one point: by one of its two seeds."""
     points = {
         f"{name},n_layer={L}": [run(name, seed, perplexity=L, n_layer=L) for seed in range(2)]
@@ -428,9 +536,11 @@ def test_points_are_hollow_where_the_norms_eps_counts_and_a_line_says_so():
     for seed, smallest in enumerate((1.01e-4, 0.99e-4)):
         points["b,n_layer=8"][seed].analysis = {"variance": {"residual": [smallest, 1.0]}}
     figure = point_figure(points, {"perplexity": METRICS["perplexity"]})
-    lines = figure.axes[0].lines
-    hollow = [line for line in lines if line.get_markerfacecolor() == "white"]
-    assert [line.get_xydata().tolist() for line in hollow] == [[[1, 8]]]
-    assert figure.get_suptitle().startswith("hollow: the norms' eps")
+    axis = figure.axes[0]
+    (ring,) = rings(axis)
+    mark = axis.containers[1].lines[0].get_xydata()[1].tolist()
+    assert ring.get_xydata().tolist() == [mark] and mark[1] == 8
+    assert "ringed: the norms' eps" in figure.get_suptitle()
+    assert "hollow" not in figure.get_suptitle()
     assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"]
     plt.close(figure)
