@@ -806,7 +806,7 @@ CHANGES = {  # metric, judged by its logarithm: title
     "perplexity": "perplexity",
     "causal": "causal score",
     "permutation": "permutation score",
-    "N_eff / L, removed": "N_eff / L, by removal",
+    "geometric mean of u, removed": "worth of a typical block",
 }
 
 
