@@ -20,7 +20,7 @@ import re
 import shutil
 import zipfile
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +367,7 @@ class Run:
     summary: dict  # what summary.json holds
     log: list  # the lines of log.jsonl that hold a validation
     analysis: dict | None  # what analysis.json holds; None where the run diverged or was not scored
+    added: tuple = field(default=(), compare=False)  # what completed did: ("config", its key), ...
 
     @property
     def seed(self):
@@ -433,12 +434,19 @@ def completed(runs):
     their analysis.json holds."""
     places = {}
     for run in runs:
-        run.config = {**defaults_of(run.config), **run.config}
+        add(run, "config", defaults_of(run.config))
         if "sweep" not in run.config:
-            run.config = {**run.config, "sweep": sweep_from_name(run.name, places)}
+            add(run, "config", {"sweep": sweep_from_name(run.name, places)})
         if run.analysis is not None:
-            run.analysis = derived(run.analysis) | run.analysis
+            add(run, "analysis", derived(run.analysis))
     return runs
+
+
+def add(run, part, entries):
+    """Give a run's config or analysis those of the entries that it lacks, and note which."""
+    own = getattr(run, part)
+    run.added += tuple((part, name) for name in entries if name not in own)
+    setattr(run, part, {**entries, **own})
 
 
 def read_runs(path):
@@ -575,15 +583,15 @@ def fault_by_score(said, score, wanted, name):
 # {"shared": {...}, "runs": [...]}, a line for each run: "shared" is what all of them have, as most
 # options. The log stands in columns, {name: [values]}, null where a line lacks one, and so do the
 # accuracies of BLiMP's paradigms. Of a matrix there is what stands above its diagonal, the last row
-# being empty. Older files are a list of runs with none of this.
-
-SHARED_FIRST = '{"shared":'
+# being empty. Keys are sorted, so that what is read and published again stays as it is, byte for
+# byte. Older files are a list of runs with none of this.
 
 
 def publish_runs(runs, path):
     """One JSON file of a sweep's runs: DIGITS of each measured number (a config's all, fewer of
     those in FEWER_DIGITS), of the log the stream's variances, but not the branches', and scores by
-    sequence of each point's first scored run, as no other's are compared."""
+    sequence of each point's first scored run, as no other's are compared. What completed added is
+    left out: it follows from the rest."""
     firsts = {}
     for run in runs:
         if run.analysis is not None:
@@ -592,12 +600,16 @@ def publish_runs(runs, path):
     shared = shared_by(runs) if len(runs) > 1 else {}
     lines = ",\n".join(as_line(without(shared, run)) for run in runs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, f'{SHARED_FIRST}{as_line(shared)},\n"runs":[\n{lines}\n]}}\n')
+    write_text(path, f'{{"shared":{as_line(shared)},\n"runs":[\n{lines}\n]}}\n')
 
 
 def is_published(path):
-    """Does the JSON file hold a sweep's runs? Other measurements begin otherwise."""
-    return read_text(path).startswith((SHARED_FIRST, "["))
+    """Does the JSON file hold a sweep's runs? Other measurements have other keys. Raises BadInput
+    where it is no JSON."""
+    content = read_json(path)
+    if isinstance(content, dict):
+        return "shared" in content or "runs" in content
+    return isinstance(content, list)
 
 
 def read_published(path):
@@ -633,7 +645,11 @@ def read_published(path):
 
 def packed(run, by_sequence):
     """What a published file says of a run, with its scores by sequence or without."""
-    fields = rounded(asdict(run))
+    fields = asdict(run)
+    for part, name in fields.pop("added"):
+        fields[part].pop(name, None)
+    config = fields["config"]
+    fields = rounded(fields)
     for line in fields["log"]:
         line.pop("attention_variance", None)
         line.pop("mlp_variance", None)
@@ -648,7 +664,15 @@ def packed(run, by_sequence):
     if paradigms := analysis.get("blimp", {}).get("paradigms"):
         columns = {"name": list(paradigms), "accuracy": list(paradigms.values())}
         analysis["blimp"]["paradigms"] = columns
-    return {**fields, "config": run.config, "log": columns_of(log)}
+    fields |= {"config": config, "log": columns_of(log)}
+    return {part: in_order(of_part) for part, of_part in fields.items()}
+
+
+def in_order(entry):
+    """A dict with its keys sorted, and so on in the dicts in it; all else as it is."""
+    if not isinstance(entry, dict):
+        return entry
+    return {name: in_order(entry[name]) for name in sorted(entry)}
 
 
 def unpacked(fields, path):

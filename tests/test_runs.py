@@ -506,8 +506,8 @@ def test_publishing_rounds_and_changes_nothing_else(tmp_path, kind):
         assert after.config == before.config
         for part in ("summary", "log", "analysis"):
             assert is_rounded(getattr(after, part), getattr(before, part), KEPT.get(part, 6)), part
-    publish_runs(back, tmp_path / "again.json")
-    assert read_json(tmp_path / "again.json") == read_json(tmp_path / "sweep.json")
+    publish_runs(read_runs(tmp_path / "sweep.json"), tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "sweep.json").read_bytes()
     restore_runs(tmp_path / "sweep.json", tmp_path / "out")
     restored = {each.name: each for each in read_runs(tmp_path / "out/sweep")}
     assert restored == {each.name: each for each in read_runs(tmp_path / "sweep.json")}
@@ -606,8 +606,22 @@ SWEEPS = [path for path in sorted(RESULTS.rglob("*.json")) if is_published(path)
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_published_files_are_as_they_would_be_written_now(path, tmp_path):
     """Where this fails, python analyze.py results/<sweep>.json --publish results writes it anew."""
-    publish_runs(read_published(path), tmp_path / "sweep.json")
-    assert read_json(tmp_path / "sweep.json") == read_json(path)
+    publish_runs(read_runs(path), tmp_path / "sweep.json")  # what that command does
+    assert (tmp_path / "sweep.json").read_bytes() == path.read_bytes()
+
+
+def test_what_holds_a_sweep_is_seen_by_its_content(tmp_path):
+    path = tmp_path / "sweep.json"
+    publish_runs(measured_runs(), path)
+    assert is_published(path)
+    path.write_text(json.dumps(read_json(path), indent=2, sort_keys=True))
+    assert is_published(path) and len(read_runs(path)) == 4
+    path.write_text(json.dumps([asdict(each) for each in measured_runs()], indent=2))
+    assert is_published(path) and len(read_runs(path)) == 4
+    assert not is_published(RESULTS / "theory.json")
+    path.write_text('{"shared":')
+    with pytest.raises(BadInput, match="sweep.json: not JSON"):
+        is_published(path)
 
 
 def test_results_stay_small():
@@ -848,6 +862,19 @@ def test_runs_from_before_an_option_existed_had_its_default(tmp_path, monkeypatc
     assert finished(tmp_path / "out/run", config_of(sweep()))
     with pytest.raises(BadInput, match="layer_norm_scaling was False, now True"):
         finished(tmp_path / "out/run", config_of(sweep(), layer_norm_scaling=True))
+
+
+def test_an_older_published_file_stays_as_it_is_when_it_is_published_again(tmp_path):
+    """The new option's default and the scores that follow are given on reading alone."""
+    older = run("run", sweep(), analysis=analysis())
+    del older.config["layer_norm_scaling"]
+    publish_runs([older], tmp_path / "sweep.json")
+    written = (tmp_path / "sweep.json").read_text(encoding="utf-8")
+    (read,) = read_runs(tmp_path / "sweep.json")
+    assert "layer_norm_scaling" in read.config and "removal_use" in read.analysis
+    publish_runs([read], tmp_path / "sweep.json")
+    assert (tmp_path / "sweep.json").read_text(encoding="utf-8") == written
+    assert "layer_norm_scaling" not in written and "removal_use" not in written
 
 
 @pytest.mark.parametrize("lost", [0, 1])
