@@ -125,6 +125,19 @@ class Maybe(NamedTuple):
     wanted: object
 
 
+class Each(NamedTuple):
+    """An object of any keys, of which every value is as wanted."""
+
+    wanted: object
+
+
+class Several(NamedTuple):
+    """A list of n items, each as wanted."""
+
+    n: int
+    wanted: object
+
+
 def read_text(path):
     """A text file that a person may have written, without the byte-order mark of some editors."""
     try:
@@ -166,10 +179,16 @@ def parse_json(text, wanted, source):
 def fault_of(value, wanted, field="the content"):
     """Why a value is not as wanted, such as "tokens.train = -1 must be a whole number of at least
     1"; None where it is. wanted: a type; a Number; {key: wanted}, where other keys are welcome;
-    [wanted], of every item of a list; or several of these in a tuple, of which one must fit. A key
-    whose value is a Maybe can be missing."""
+    [wanted], of every item of a list; an Each; a Several; or several of these in a tuple, of which
+    one must fit. A key whose value is a Maybe can be missing."""
     if isinstance(wanted, Number):
         return fault_of_number(value, wanted, field)
+    if isinstance(wanted, Each):
+        wanted = dict.fromkeys(value, wanted.wanted) if isinstance(value, dict) else {}
+    if isinstance(wanted, Several):
+        if isinstance(value, list) and len(value) != wanted.n:
+            return f"{field} has {len(value)} entries, where {wanted.n} belong"
+        wanted = [wanted.wanted]
     if isinstance(wanted, tuple):
         faults = [fault_of(value, one, field) for one in wanted]
         return None if None in faults else faults[0]

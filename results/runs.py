@@ -20,7 +20,7 @@ import re
 import shutil
 import zipfile
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,10 @@ import torch
 from configs.read import MEASURED_BY, OPTIONS, WHERE_NOT_WHAT, as_text, build_configs, check_option
 from data.files import (
     BadInput,
+    Each,
     Maybe,
     Number,
+    Several,
     check_name,
     fault_of,
     read_json,
@@ -71,6 +73,14 @@ SYMMETRIC = {  # the matrices; what is not symmetric is zero below the diagonal
 # What others read of the files below, and of what kind it must be.
 NUMBERS, NONE = [Number()], type(None)
 N_SEQUENCES = Number(int, 1)
+CONFIG = {  # what no run is too old to have; of what kind an option is, check_option says
+    **dict.fromkeys(("vocab_size", "block_size", "n_layer", "n_embd", "n_head"), object),
+    **dict.fromkeys(("n_kv_head", "n_expert", "dataset", "max_iters", "eval_interval"), object),
+    **dict.fromkeys(("warmup_iters", "learning_rate", "min_lr", "weight_decay", "seed"), object),
+    "data_sha256": str,
+    "eval_iters": Maybe(Number(int, 1)),
+    "code": Maybe(str),
+}
 SUMMARY = {
     "diverged": bool,
     "seconds": Number(float, 0),
@@ -98,10 +108,18 @@ LOGGED = {
     **dict.fromkeys(("variance", "attention_variance", "mlp_variance"), Maybe(NUMBERS)),
 }
 VALIDATED = {**LOGGED, "val_loss": Number(), "variance": NUMBERS}
+OF_TASK = {
+    "accuracy": Number(),
+    "standard_error": Maybe((Number(), NONE)),  # None: over a single paradigm
+    **dict.fromkeys(("control", "control_error", "cut"), Maybe(Number())),
+}
 ANALYSIS = {
     "sequences": N_SEQUENCES,
     "length": Number(int, 1),
-    "variance": {"residual": NUMBERS, "attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS)},
+    "variance": {
+        "residual": NUMBERS,
+        **dict.fromkeys(("attention", "mlp", "median", "without_first"), Maybe(NUMBERS)),
+    },
     "prune_ratios": NUMBERS,
     "cumulative": {"last": NUMBERS, "least": NUMBERS, "greedy": NUMBERS},
     "causal_matrix": [NUMBERS],
@@ -131,17 +149,20 @@ ANALYSIS = {
     "sequences_of": Maybe(
         {"jacobian": N_SEQUENCES, "swap": N_SEQUENCES, "greedy_order": N_SEQUENCES}
     ),
-    "choices": Maybe({"accuracy": Number()}),
-    "task": Maybe({"accuracy": Number()}),
-    "blimp": Maybe({"accuracy": Number()}),
+    "loss": Maybe(Number()),
+    "seconds": Maybe(Number(float, 0)),
+    "predicted_variance": Maybe((NUMBERS, NONE)),
+    "choices": Maybe(OF_TASK),
+    "task": Maybe(OF_TASK),
+    "blimp": Maybe({**OF_TASK, "paradigms": Maybe(Each(Number()))}),
     "size": Maybe({"attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS), "block": NUMBERS}),
     "cosine": Maybe({"attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS), "block": NUMBERS}),
-    "growth": Maybe(dict),
-    "updates": Maybe(dict),
-    "linear_use": Maybe(dict),
-    "removal_use": Maybe(dict),
-    "standard_errors": Maybe(dict),
-    "per_sequence": Maybe(dict),
+    "growth": Maybe(Each(Number())),
+    "updates": Maybe(Each(Number())),
+    "linear_use": Maybe(Each(Number())),
+    "removal_use": Maybe(Each(Number())),
+    "standard_errors": Maybe(dict),  # of these two check_errors says more
+    "per_sequence": Maybe({"same_targets": Maybe(Each(NUMBERS))}),
     "same_targets": Maybe(
         {
             "targets": Number(int, 0),
@@ -149,7 +170,14 @@ ANALYSIS = {
             "short_context": Maybe(Number()),
         }
     ),
-    "text": Maybe({"passes": Number(), "by_position": NUMBERS, "positions_read": NUMBERS}),
+    "text": Maybe(
+        {
+            "passes": Number(),
+            "by_position": NUMBERS,
+            "positions_read": NUMBERS,
+            **dict.fromkeys(("held_out_loss", "training_loss", "gap"), Maybe(Number())),
+        }
+    ),
     "scored_from": Maybe({"scores": Maybe(str), "task": Maybe(str), "blimp": Maybe(str)}),
 }
 MEASURED = ("val_loss", "perplexity", "last_layer_variance")  # of SUMMARY, unless a run diverged
@@ -168,6 +196,7 @@ LENGTHS = {  # how many numbers, or rows, an entry of ANALYSIS holds beyond the 
     ("block_influence",): 0,
     ("angular_distance",): 1,
     ("logit_lens",): 1,
+    ("predicted_variance",): 1,
     **{(kind, part): 0 for kind in ("size", "cosine") for part in ("attention", "mlp", "block")},
 }
 CHECKPOINT = {
@@ -184,6 +213,8 @@ CHECKPOINT = {
 def configs_of(written, source):
     """(GPTConfig, TrainConfig) of what a config.json holds, also one from before some options
     existed. Raises BadInput, which names the source and the option."""
+    if fault := fault_of(written, CONFIG):
+        raise BadInput(f"{source}: {fault}")
     options = {
         name: check_option(name, value, source)
         for name, value in written.items()
@@ -336,6 +367,7 @@ class Run:
     summary: dict  # what summary.json holds
     log: list  # the lines of log.jsonl that hold a validation
     analysis: dict | None  # what analysis.json holds; None where the run diverged or was not scored
+    added: tuple = field(default=(), compare=False)  # what completed did: ("config", its key), ...
 
     @property
     def seed(self):
@@ -402,12 +434,19 @@ def completed(runs):
     their analysis.json holds."""
     places = {}
     for run in runs:
-        run.config = {**defaults_of(run.config), **run.config}
+        add(run, "config", defaults_of(run.config))
         if "sweep" not in run.config:
-            run.config = {**run.config, "sweep": sweep_from_name(run.name, places)}
+            add(run, "config", {"sweep": sweep_from_name(run.name, places)})
         if run.analysis is not None:
-            run.analysis = derived(run.analysis) | run.analysis
+            add(run, "analysis", derived(run.analysis))
     return runs
+
+
+def add(run, part, entries):
+    """Give a run's config or analysis those of the entries that it lacks, and note which."""
+    own = getattr(run, part)
+    run.added += tuple((part, name) for name in entries if name not in own)
+    setattr(run, part, {**entries, **own})
 
 
 def read_runs(path):
@@ -462,6 +501,7 @@ def checked(run, source):
     check_log(run, source)
     if run.analysis is not None:
         check_lengths(run.analysis, model_config.n_layer, source)
+        check_errors(run, source)
     return run
 
 
@@ -497,6 +537,45 @@ def check_lengths(analysis, n_layer, source):
             )
         if any(len(row) != wanted for row in values if isinstance(row, list)):
             raise BadInput(f"{source}, analysis.json: rows of {name} must have {wanted} entries")
+    text = analysis.get("text", {"by_position": [], "positions_read": []})
+    if len(text["by_position"]) != len(text["positions_read"]):
+        raise BadInput(
+            f"{source}, analysis.json: text.by_position and text.positions_read must be of one "
+            "length"
+        )
+
+
+def check_errors(run, source):
+    """Raises BadInput where "standard_errors" or "per_sequence" names a score that the run lacks,
+    or has not its error, or not a number for each sequence."""
+    scores = {  # by the names that they have there
+        **run.analysis,
+        "last_layer_variance": run.summary["last_layer_variance"],
+        "linear_ratios": run.analysis["linear_ratios"]["held_out"],
+    }
+    errors = run.analysis.get("standard_errors", {})
+    by_sequence = dict(run.analysis.get("per_sequence", {}))
+    by_sequence.pop("same_targets", None)  # of stretches of text, which are not the sequences
+    for_each = Several(run.analysis["sequences"], Number())
+    fault = fault_by_score(errors, scores, Number(), "standard_errors")
+    fault = fault or fault_by_score(by_sequence, scores, for_each, "per_sequence")
+    if fault:
+        raise BadInput(f"{source}, analysis.json: {fault}")
+
+
+def fault_by_score(said, score, wanted, name):
+    """Why what is said of a score, or of each score in a list or dict, is not as wanted; None where
+    it is."""
+    if score is None:
+        return f"{name} belongs to no score that is there"
+    if isinstance(score, list):
+        wanted = Several(len(score), wanted)
+    if not isinstance(score, dict):
+        return fault_of(said, wanted, name)
+    if not isinstance(said, dict):
+        return fault_of(said, {}, name)
+    faults = (fault_by_score(said[key], score.get(key), wanted, f"{name}.{key}") for key in said)
+    return next((fault for fault in faults if fault), None)
 
 
 # Published files ---------------------------------------------------------------------------------
@@ -504,15 +583,15 @@ def check_lengths(analysis, n_layer, source):
 # {"shared": {...}, "runs": [...]}, a line for each run: "shared" is what all of them have, as most
 # options. The log stands in columns, {name: [values]}, null where a line lacks one, and so do the
 # accuracies of BLiMP's paradigms. Of a matrix there is what stands above its diagonal, the last row
-# being empty. Older files are a list of runs with none of this.
-
-SHARED_FIRST = '{"shared":'
+# being empty. Keys are sorted, so that what is read and published again stays as it is, byte for
+# byte. Older files are a list of runs with none of this.
 
 
 def publish_runs(runs, path):
     """One JSON file of a sweep's runs: DIGITS of each measured number (a config's all, fewer of
     those in FEWER_DIGITS), of the log the stream's variances, but not the branches', and scores by
-    sequence of each point's first scored run, as no other's are compared."""
+    sequence of each point's first scored run, as no other's are compared. What completed added is
+    left out: it follows from the rest."""
     firsts = {}
     for run in runs:
         if run.analysis is not None:
@@ -521,12 +600,16 @@ def publish_runs(runs, path):
     shared = shared_by(runs) if len(runs) > 1 else {}
     lines = ",\n".join(as_line(without(shared, run)) for run in runs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, f'{SHARED_FIRST}{as_line(shared)},\n"runs":[\n{lines}\n]}}\n')
+    write_text(path, f'{{"shared":{as_line(shared)},\n"runs":[\n{lines}\n]}}\n')
 
 
 def is_published(path):
-    """Does the JSON file hold a sweep's runs? Other measurements begin otherwise."""
-    return read_text(path).startswith((SHARED_FIRST, "["))
+    """Does the JSON file hold a sweep's runs? Other measurements have other keys. Raises BadInput
+    where it is no JSON."""
+    content = read_json(path)
+    if isinstance(content, dict):
+        return "shared" in content or "runs" in content
+    return isinstance(content, list)
 
 
 def read_published(path):
@@ -540,9 +623,13 @@ def read_published(path):
         "analysis": (ANALYSIS, NONE),
     }
     try:
-        content = read_json(path, ({"shared": dict, "runs": [dict]}, [dict]))
+        content = read_json(path)
         if isinstance(content, list):
             content = {"shared": {}, "runs": content}
+        if fault := fault_of(content, {"shared": dict, "runs": [dict]}):
+            raise BadInput(f"{path}: {fault}")
+        if not content["runs"]:
+            raise BadInput(f"{path}: runs is empty")
         runs = [unpacked(together(content["shared"], run), path) for run in content["runs"]]
         if fault := fault_of(runs, [wanted], "runs"):
             raise BadInput(f"{path}: {fault}")
@@ -558,7 +645,11 @@ def read_published(path):
 
 def packed(run, by_sequence):
     """What a published file says of a run, with its scores by sequence or without."""
-    fields = rounded(asdict(run))
+    fields = asdict(run)
+    for part, name in fields.pop("added"):
+        fields[part].pop(name, None)
+    config = fields["config"]
+    fields = rounded(fields)
     for line in fields["log"]:
         line.pop("attention_variance", None)
         line.pop("mlp_variance", None)
@@ -573,7 +664,15 @@ def packed(run, by_sequence):
     if paradigms := analysis.get("blimp", {}).get("paradigms"):
         columns = {"name": list(paradigms), "accuracy": list(paradigms.values())}
         analysis["blimp"]["paradigms"] = columns
-    return {**fields, "config": run.config, "log": columns_of(log)}
+    fields |= {"config": config, "log": columns_of(log)}
+    return {part: in_order(of_part) for part, of_part in fields.items()}
+
+
+def in_order(entry):
+    """A dict with its keys sorted, and so on in the dicts in it; all else as it is."""
+    if not isinstance(entry, dict):
+        return entry
+    return {name: in_order(entry[name]) for name in sorted(entry)}
 
 
 def unpacked(fields, path):

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import REPOSITORY
 from data import files
-from data.files import BadInput, Number
+from data.files import BadInput, Each, Number, Several
 
 
 def python(code, *arguments, env=None, **options):
@@ -173,6 +173,13 @@ def test_what_could_leave_its_folder_is_no_name(name):
         ({"a": "x"}, {"a": (Number(), type(None))}, "a = 'x' must be a finite number"),
         ({"a": 10**400}, {"a": Number(int, 0, 8)}, "a = 1000"),
         ({"a": 1}, {"a": str}, "a = 1 must be of type str"),
+        ({"a": {"b": 1, "c": 2.5}}, {"a": Each(Number())}, None),
+        ({"a": {"b": 1, "c": []}}, {"a": Each(Number())}, "a.c = [] must be a finite number"),
+        ({"a": [1]}, {"a": Each(Number())}, "a must be an object, not [1]"),
+        ({"a": [1, 2]}, {"a": Several(2, Number())}, None),
+        ({"a": [1, 2]}, {"a": Several(3, Number())}, "a has 2 entries, where 3 belong"),
+        ({"a": [1, "x"]}, {"a": Several(2, Number())}, "a[1] = 'x' must be a finite number"),
+        ({"a": {}}, {"a": Several(0, Number())}, "a must be a list"),
     ],
 )
 def test_a_fault_names_its_field(value, wanted, fault):

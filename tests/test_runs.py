@@ -9,6 +9,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+import analyze
 from configs.read import TrainConfig, as_text, load_points
 from conftest import REPOSITORY
 from data.files import BadInput, read_json, write_json
@@ -194,6 +195,7 @@ def measured_runs():
             name = f"n_layer={L},seed={seed}"
             measured = analysis(L, causal=2 / 3, prune_ratios=[1 / 7] * L)
             measured["causal_matrix"] = [[2 / 7] * L] * L
+            measured |= {"sequences": 2, "growth": {"exponent": 13 / 14}}
             measured["per_sequence"] = {"growth": {"exponent": [3 / 7, 10 / 7]}}
             varies = sweep("n_layer", "seed")
             scored = run(name, varies, analysis=measured, n_layer=L, seed=seed, min_lr=0.003 / 10)
@@ -288,6 +290,65 @@ def test_every_entry_that_is_read_is_looked_at(tmp_path, part, entries):
     with pytest.raises(BadInput, match="sweep.json") as error:
         read_runs(tmp_path / "sweep.json")
     assert "\n" not in str(error.value)
+
+
+GONE = object()
+BY_HAND = {  # of a published file: where, what stands there now, and what the sentence says
+    "runs": ((), [3], "runs[0] = 3 must be of type dict"),
+    "runs.empty": (("runs",), [], "runs is empty"),
+    "config": (("shared", "config"), GONE, "config.json: vocab_size is missing"),
+    **{
+        option: (("shared", "config", option), GONE, f"config.json: {option} is missing")
+        for option in ("max_iters", "eval_interval", "n_layer", "n_kv_head", "data_sha256")
+    },
+    **{
+        ".".join(keys): (("runs", 0, "analysis", *keys), value, f"{'.'.join(keys)}{words}")
+        for keys, value, words in [
+            (("variance", "median"), 3, " must be a list"),
+            (("variance", "without_first"), 3, " must be a list"),
+            (("predicted_variance",), [1.0], " has 1 entries"),
+            (("text", "by_position"), [1.0], " and text.positions_read must be of one length"),
+            (("text", "training_loss"), "x", " = 'x' must be a finite number"),
+            (("choices", "control"), {}, " = {} must be a finite number"),
+            (("blimp", "paradigms"), "x", " must be an object"),
+            (("growth", "growth"), [], " = [] must be a finite number"),
+            (("updates", "angle"), "x", " = 'x' must be a finite number"),
+            (("linear_use", "sum"), {"a": 1}, " = {'a': 1} must be a finite number"),
+            (("removal_use", "n_eff_share"), GONE, " belongs to no score that is there"),
+            (("loss",), GONE, " belongs to no score that is there"),
+            (("permutation",), None, " belongs to no score that is there"),
+            (("standard_errors", "removal_use"), "x", " must be an object"),
+            (("standard_errors", "causal"), {}, " = {} must be a finite number"),
+            (("standard_errors", "prune_ratios"), [1.0], " has 1 entries, where 16 belong"),
+            (("per_sequence", "causal"), [1.0] * 47, " has 47 entries, where 48 belong"),
+            (("per_sequence", "loss"), [None] * 48, "[0] = None must be a finite number"),
+            (("per_sequence", "growth", "growth"), {}, " must be a list"),
+            (("per_sequence", "same_targets"), [1], " must be an object"),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("keys, value, words", BY_HAND.values(), ids=BY_HAND)
+def test_a_published_file_changed_by_hand_is_refused_in_a_sentence(
+    tmp_path, capsys, keys, value, words
+):
+    changed = content = read_json(RESULTS / "wide_moe.json")
+    for key in keys[:-1]:
+        changed = changed[key]
+    if value is GONE:
+        del changed[keys[-1]]
+    elif keys:
+        changed[keys[-1]] = value
+    else:
+        content = value
+    write_json(tmp_path / "wide_moe.json", content)
+    with pytest.raises(SystemExit) as ended:
+        analyze.main([str(tmp_path / "wide_moe.json")])
+    sentence = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "wide_moe.json" in sentence and words in sentence and sentence.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["wide_moe.json"]
 
 
 def test_runs_that_cannot_be_scored_any_more_are_not_restored(tmp_path):
@@ -403,6 +464,8 @@ def drawn_run(name, L, rng, n_expert=0, blimp=True):
         block_influence=numbers(),
         logit_lens=numbers(L + 1),
         densities=densities,
+        sequences=48,
+        loss=number(),
         growth={"growth": number(), "exponent": number()},
         updates={"angle": number(), "size": number()},
         standard_errors={"causal": number(), "linear_ratios": numbers()},
@@ -443,8 +506,8 @@ def test_publishing_rounds_and_changes_nothing_else(tmp_path, kind):
         assert after.config == before.config
         for part in ("summary", "log", "analysis"):
             assert is_rounded(getattr(after, part), getattr(before, part), KEPT.get(part, 6)), part
-    publish_runs(back, tmp_path / "again.json")
-    assert read_json(tmp_path / "again.json") == read_json(tmp_path / "sweep.json")
+    publish_runs(read_runs(tmp_path / "sweep.json"), tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "sweep.json").read_bytes()
     restore_runs(tmp_path / "sweep.json", tmp_path / "out")
     restored = {each.name: each for each in read_runs(tmp_path / "out/sweep")}
     assert restored == {each.name: each for each in read_runs(tmp_path / "sweep.json")}
@@ -543,8 +606,22 @@ SWEEPS = [path for path in sorted(RESULTS.rglob("*.json")) if is_published(path)
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_published_files_are_as_they_would_be_written_now(path, tmp_path):
     """Where this fails, python analyze.py results/<sweep>.json --publish results writes it anew."""
-    publish_runs(read_published(path), tmp_path / "sweep.json")
-    assert read_json(tmp_path / "sweep.json") == read_json(path)
+    publish_runs(read_runs(path), tmp_path / "sweep.json")  # what that command does
+    assert (tmp_path / "sweep.json").read_bytes() == path.read_bytes()
+
+
+def test_what_holds_a_sweep_is_seen_by_its_content(tmp_path):
+    path = tmp_path / "sweep.json"
+    publish_runs(measured_runs(), path)
+    assert is_published(path)
+    path.write_text(json.dumps(read_json(path), indent=2, sort_keys=True))
+    assert is_published(path) and len(read_runs(path)) == 4
+    path.write_text(json.dumps([asdict(each) for each in measured_runs()], indent=2))
+    assert is_published(path) and len(read_runs(path)) == 4
+    assert not is_published(RESULTS / "theory.json")
+    path.write_text('{"shared":')
+    with pytest.raises(BadInput, match="sweep.json: not JSON"):
+        is_published(path)
 
 
 def test_results_stay_small():
@@ -697,8 +774,8 @@ def test_damaged_files_of_a_run_are_named_with_their_field(tmp_path, name, conte
     if content == "damaged":
         content = {**json.loads(path.read_text(encoding="utf-8")), **DAMAGE[name]}
     path.write_text(json.dumps(content))
-    if (name, content) in (("config.json", {}), ("analysis.json", None)):
-        return  # all options have defaults, and a run may be without scores
+    if (name, content) == ("analysis.json", None):
+        return  # a run may be without scores
     with pytest.raises(BadInput, match=name) as error:
         read_runs(tmp_path)
     assert "\n" not in str(error.value)
@@ -785,6 +862,19 @@ def test_runs_from_before_an_option_existed_had_its_default(tmp_path, monkeypatc
     assert finished(tmp_path / "out/run", config_of(sweep()))
     with pytest.raises(BadInput, match="layer_norm_scaling was False, now True"):
         finished(tmp_path / "out/run", config_of(sweep(), layer_norm_scaling=True))
+
+
+def test_an_older_published_file_stays_as_it_is_when_it_is_published_again(tmp_path):
+    """The new option's default and the scores that follow are given on reading alone."""
+    older = run("run", sweep(), analysis=analysis())
+    del older.config["layer_norm_scaling"]
+    publish_runs([older], tmp_path / "sweep.json")
+    written = (tmp_path / "sweep.json").read_text(encoding="utf-8")
+    (read,) = read_runs(tmp_path / "sweep.json")
+    assert "layer_norm_scaling" in read.config and "removal_use" in read.analysis
+    publish_runs([read], tmp_path / "sweep.json")
+    assert (tmp_path / "sweep.json").read_text(encoding="utf-8") == written
+    assert "layer_norm_scaling" not in written and "removal_use" not in written
 
 
 @pytest.mark.parametrize("lost", [0, 1])
