@@ -58,7 +58,7 @@ CONTRASTS = {
         ("too much", "weight_decay=3", "weight_decay=0"),
     ],
     "context": [
-        ("the suite's context", "context-512", "context-64"),
+        ("the suite's context, and texts to score as long", "context-512", "context-64"),
         ("eight times that", "context-4096", "context-512"),
     ],
     "moe": [(f"{E} experts", f"n_expert={E}", "n_expert=0") for E in (4, 16, 64)],
