@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from results.claims import CLAIM_METRICS, LOG_METRICS, mean_perplexity
-from results.verdicts import ROUNDING, contrast, usable
+from results.verdicts import contrast, on_scale, usable
 
 MEASURES = (  # of CLAIM_METRICS, in the order of the columns
     "perplexity",
@@ -158,6 +158,6 @@ def weighed(metric, lists_of_runs, weights):
     ]
     if min(map(len, table)) < 2 or not usable(table, log):
         return None
-    largest = max(np.abs(row).max() for row in table)
-    change = contrast([np.log(row) if log else row for row in table], weights, WELCH)
-    return change if change.half() > ROUNDING * (1.0 if log else largest) else None
+    table, rounding = on_scale(table, log)
+    change = contrast(table, weights, WELCH)
+    return change if change.half() > rounding else None

@@ -398,8 +398,7 @@ def drawable(panels, points):
 def line_figure(points, panels, legend=None):
     """A panel each, two in a row; legend: its title, instead of what shown_of says of seeds."""
     n_rows = (len(panels) + 1) // 2
-    n_columns = columns_of_legend(points)
-    size = (WIDTH, 3.4 * n_rows + 0.2 * -(-len(points) // n_columns) + 0.3)
+    size = (WIDTH, 3.4 * n_rows + height_of_legend(points) + 0.1)
     figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
         draw_lines(axis, points, panel)
@@ -407,12 +406,17 @@ def line_figure(points, panels, legend=None):
         axis.axis("off")
     lines, labels = axes.flat[0].get_legend_handles_labels()
     title = shown_of(points) if legend is None else legend
-    figure.legend(lines, labels, title=title, ncols=n_columns, **LEGEND_BELOW)
+    figure.legend(lines, labels, title=title, ncols=columns_of_legend(points), **LEGEND_BELOW)
     return figure
 
 
 def columns_of_legend(labels):
     return 3 if max(map(len, labels)) > LONG_LABEL else 4
+
+
+def height_of_legend(labels):
+    """In inches, of one below the panels."""
+    return 0.2 * math.ceil(len(labels) / columns_of_legend(labels)) + 0.2
 
 
 ONE_SEED = "one seed"
@@ -574,8 +578,7 @@ def point_figure(points, metrics):
     drawn = [name for name in metrics if any(metrics[name](run) is not None for run in runs)]
     curves, style_of = curves_of(points, along_the_first=first_has_more(points))
     crossed = curves.keys() != points.keys()
-    n_columns = columns_of_legend(curves)
-    height = 5.8 + crossed * (0.2 * -(-len(curves) // n_columns) + 0.2)
+    height = 5.8 + (height_of_legend(curves) if crossed else 0)
     figure, axes = plt.subplots(2, 3, figsize=(WIDTH, height), layout="constrained", sharex=True)
     for i in range(len(drawn), axes.size):
         axes.flat[i].axis("off")
@@ -589,7 +592,7 @@ def point_figure(points, metrics):
     figure.suptitle(said_of(points, drawn), fontsize=TITLE_SIZE)
     if crossed:
         handles = axes.flat[0].get_legend_handles_labels()
-        figure.legend(*handles, ncols=n_columns, **LEGEND_BELOW)
+        figure.legend(*handles, ncols=columns_of_legend(curves), **LEGEND_BELOW)
     return figure
 
 

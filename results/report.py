@@ -67,10 +67,11 @@ def report_sweep(runs, folder):
             f"{folder} holds no finished run{lacking}: train one first, with python train.py"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {**draw_contrasts(folder.name, sweep), **draw_figures(sweep.points)}
+    found = answers(folder.name, sweep.points, sweep.diverged)
+    figures = {**draw_contrasts(folder.name, found), **draw_figures(sweep.points)}
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
-    write_text(folder / "report.md", report_text(folder.name, sweep, figures))
+    write_text(folder / "report.md", report_text(folder.name, sweep, figures, found))
     say("\n".join([*about_closed_blocks(sweep), str(folder / "report.md")]))
     return sweep
 
@@ -88,9 +89,8 @@ def draw_figures(points):
     return figures
 
 
-def draw_contrasts(name, sweep):
-    """{file name: figure}, of the sweep of this name: one where its contrasts make curves."""
-    found = answers(name, sweep.points, sweep.diverged)
+def draw_contrasts(name, found):
+    """{file name: figure} of a sweep's name and its Answers: one where they make curves."""
     if name not in ALONG or len(found) < 2:
         return {}
     places = [ALONG[name].place(answer.runs[0]) for answer in found]
@@ -99,8 +99,8 @@ def draw_contrasts(name, sweep):
     return {"contrasts": contrasts_figure(ALONG[name], places, labels, answered)}
 
 
-def report_text(name, sweep, figures):
-    """figures: names of PNG files."""
+def report_text(name, sweep, figures, found):
+    """figures: names of PNG files; found: the sweep's Answers."""
     lines = [
         f"# {name}",
         "",
@@ -110,7 +110,7 @@ def report_text(name, sweep, figures):
         "",
         *claims_table(judge_sweep(sweep.points, sweep.diverged)),
         "",
-        *contrasts_table(answers(name, sweep.points, sweep.diverged)),
+        *contrasts_table(found),
         *companion_tables(sweep.points),
         *resolution_table(sweep.points),
         *[f"![{figure}]({figure}.png)" for figure in figures],

@@ -239,15 +239,14 @@ def judge(points, shape, log=False, margin=0.0, differ=SPREADS_DIFFER):
     tests_of, sign = SHAPES[shape]
     if not usable(points, log):
         return Judged("undecided", math.nan, math.inf, 1.0)
-    largest = max(np.abs(point).max() for point in points)
-    points = [np.log(point) if log else point for point in points]
+    points, rounding = on_scale(points, log)
     supporting, opposing = tests_of([sign * point for point in points], differ)
     if not supporting:
         return Judged("undecided", math.nan, math.inf, 1.0)
     chosen, p_for = best(supporting)
     half = chosen.half(1 - (1 - LEVEL) / len(supporting))
     effect = AS_MEASURED.get(shape, lambda effect: effect)(chosen.effect)
-    if half <= ROUNDING * (1.0 if log else largest):
+    if half <= rounding:
         return Judged("undecided", effect, half, 1.0)
     if shape in ("rises", "falls"):
         steps = [difference(points, i + 1, i, differ) for i in range(len(points) - 1)]
@@ -257,6 +256,13 @@ def judge(points, shape, log=False, margin=0.0, differ=SPREADS_DIFFER):
     _, p_against = best(opposing)
     verdict, p = min((("supported", p_for), ("opposed", p_against)), key=lambda pair: pair[1])
     return Judged(verdict if p < 1 - LEVEL else "undecided", effect, half, p)
+
+
+def on_scale(points, log):
+    """(the points' numbers, of log their logarithms; how much of a difference is but rounding)."""
+    if log:
+        return [np.log(point) for point in points], ROUNDING
+    return points, ROUNDING * max(np.abs(point).max() for point in points)
 
 
 def usable(points, log):

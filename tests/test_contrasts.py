@@ -146,7 +146,7 @@ def test_the_section_of_a_report():
 
 def test_contrasts_along_the_tokens_are_drawn():
     runs = [run for of_point in lengths("25M", "50M").values() for run in of_point]
-    figure = draw_contrasts("tokens", sweep_of(runs))["contrasts"]
+    figure = draw_contrasts("tokens", answers("tokens", sweep_of(runs).points))["contrasts"]
     drawn = {axis.get_title(): axis for axis in figure.axes}
     bars = drawn["perplexity"].lines[:-1]  # the last is at 1
     half = T[4] * 0.03 * math.sqrt(2 / 3)
@@ -164,6 +164,6 @@ def test_contrasts_along_the_tokens_are_drawn():
 
 def test_a_single_length_and_other_sweeps_are_no_curve():
     runs = [run for of_point in lengths("25M").values() for run in of_point]
-    assert draw_contrasts("tokens", sweep_of(runs)) == {}
+    assert draw_contrasts("tokens", answers("tokens", sweep_of(runs).points)) == {}
     assert "recipe" not in ALONG
-    assert draw_contrasts("recipe", sweep_of(runs)) == {}
+    assert draw_contrasts("recipe", answers("recipe", sweep_of(runs).points)) == {}

@@ -182,7 +182,7 @@ data, and the gap between held-out and training text:
 
 
 def test_the_whole_text_of_a_report(control):
-    assert report_text("control", control, ["points", "linear"]) == EXPECTED
+    assert report_text("control", control, ["points", "linear"], found=[]) == EXPECTED
 
 
 def test_a_single_run_of_a_minute_and_one_seed():
