@@ -487,8 +487,14 @@ def comparison(before, after, target, removed):
     lines = [f"{target} holds the model without blocks {removed}:"]
     for name, was in before.items():
         now = after[name]
-        lines.append(f"  {name:9}{was:12,.4g} -> {now:12,.4g}  ({now / was - 1:+.1%})")
+        change = f"({now / was - 1:+.1%})"
+        lines.append(f"  {name:9}{readable(was):>12} -> {readable(now):>12}  {change}")
     return "\n".join(lines)
+
+
+def readable(number):
+    """0.0001234, 3.802, 9,883, 1,234,567: four digits, or every digit before the point."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
 # Command line ------------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def test_a_model_without_some_blocks_is_saved_and_told(workplace, capsys):
     run("shorter", "--text", "mine.txt", *FEW, "--scores", "loss")
     run("llama", "--text", "mine.txt", *FEW, "--scores", "loss,stretches")
     told = [line.split() for line in said.splitlines() if "->" in line]
-    told = {line[0]: (float(line[1]), float(line[3])) for line in told}
+    told = {line[0]: tuple(float(line[i].replace(",", "")) for i in (1, 3)) for line in told}
     assert told.keys() == {"blocks", "loss", "tokens/s", "GiB"}
     assert told["blocks"] == (4, 2)
     losses = (analysis_of("llama")["loss"], analysis_of("shorter")["loss"])
@@ -284,6 +284,19 @@ def test_a_model_without_some_blocks_is_saved_and_told(workplace, capsys):
     if len(analysis_of("llama")["stretches"]) > 1:
         ratio = analysis_of("llama")["stretches"][1][1]
         assert losses[1] / losses[0] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_what_a_shorter_model_is_worth_is_told_without_exponents():
+    before = {"blocks": 30, "loss": 3.80249, "tokens/s": 9882.7, "GiB": 0.00012344}
+    after = {"blocks": 28, "loss": 4.18274, "tokens/s": 1234567.4, "GiB": 0.00010001}
+    title, *lines = pretrained.comparison(before, after, "shorter", "8-9").splitlines()
+    assert title == "shorter holds the model without blocks 8-9:"
+    assert [line.split() for line in lines] == [
+        ["blocks", "30", "->", "28", "(-6.7%)"],
+        ["loss", "3.802", "->", "4.183", "(+10.0%)"],
+        ["tokens/s", "9,883", "->", "1,234,567", "(+12392.2%)"],
+        ["GiB", "0.0001234", "->", "0.0001", "(-19.0%)"],
+    ]
 
 
 def test_an_architecture_that_numbers_its_layers_is_not_saved(workplace, refused, monkeypatch):
