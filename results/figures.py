@@ -61,6 +61,7 @@ THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).toli
 SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below is drawn there
 SMALLEST_VARIANCE = 1e-300
 FEW = 8  # lines at most that colour and marker alone tell apart
+SOME = 6  # of more lines than that, and columns of matrices
 TITLE_SIZE = 10
 MARGIN_OF_BANDS = 0.3  # of the height of a panel's lines
 LEGEND_BELOW = {"loc": "outside lower center", "fontsize": 9}
@@ -396,18 +397,46 @@ def drawable(panels, points):
 
 
 def line_figure(points, panels, legend=None):
-    """A panel each, two in a row; legend: its title, instead of what shown_of says of seeds."""
+    """A panel each, two in a row, of the points that are legible together; legend: its title,
+    instead of what shown_of says of seeds."""
+    shown = legible(points)
     n_rows = (len(panels) + 1) // 2
-    size = (WIDTH, 3.4 * n_rows + height_of_legend(points) + 0.1)
+    size = (WIDTH, 3.4 * n_rows + height_of_legend(shown) + 0.1)
     figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
-        draw_lines(axis, points, panel)
+        draw_lines(axis, shown, panel)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     lines, labels = axes.flat[0].get_legend_handles_labels()
-    title = shown_of(points) if legend is None else legend
-    figure.legend(lines, labels, title=title, ncols=columns_of_legend(points), **LEGEND_BELOW)
+    title = some_of(shown, points) + shown_of(shown) if legend is None else legend
+    figure.legend(lines, labels, title=title, ncols=columns_of_legend(shown), **LEGEND_BELOW)
     return figure
+
+
+def legible(points):
+    """All points, or, of more than FEW, some: the rungs of a ladder; of points that differ in two
+    options, the first, middle and last value of that which takes more; and at most SOME."""
+    if len(points) <= FEW:
+        return points
+    rungs = {point: runs for point, runs in points.items() if runs[0].rung is not None}
+    if len(rungs) > 1:
+        return spread_out(rungs, SOME)
+    which = 0 if first_has_more(points) else 1
+    values = {point: split_last(runs[0])[which] for point, runs in points.items()}
+    kept = spread_out(dict.fromkeys(values.values()), 3)
+    of_kept = {point: runs for point, runs in points.items() if values[point] in kept}
+    return spread_out(of_kept if len(of_kept) > 3 else points, SOME)
+
+
+def spread_out(points, n):
+    """At most n of the points, evenly from the first to the last."""
+    names = list(points)
+    places = np.linspace(0, len(names) - 1, min(n, len(names))).round().astype(int)
+    return {names[place]: points[names[place]] for place in places}
+
+
+def some_of(shown, points):
+    return f"{len(shown)} of the {len(points)} points: " if len(shown) < len(points) else ""
 
 
 def columns_of_legend(labels):
@@ -428,17 +457,12 @@ def shown_of(points):
     """What lines and bands are, for a legend."""
     if all(len(runs) == 1 for runs in points.values()):
         return ONE_SEED
-    return f"means over seeds, {'with' if with_bands(points) else 'without'} 95 % intervals"
-
-
-def with_bands(points):
-    """Are there so few points that the bands of their intervals leave the lines in sight?"""
-    return len(points) <= FEW
+    return "means over seeds, with 95 % intervals"
 
 
 def draw_lines(axis, points, panel):
     for point, style in point_styles(points).items():
-        draw_line(axis, point, points[point], panel, style, with_bands(points))
+        draw_line(axis, point, points[point], panel, style)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axis.set_title(panel.title, fontsize=TITLE_SIZE)
     axis.set_yscale("log" if panel.log else "linear")
@@ -486,7 +510,7 @@ def draw_limits(axis, points, panel):
             axis.set_ylabel(f"{panel.ylabel}\n(dotted: {panel.floor:g} or less)")
 
 
-def draw_line(axis, point, runs, panel, style, band=True):
+def draw_line(axis, point, runs, panel, style):
     """A point's curve: mean over its runs, with the interval as a band where there are several."""
     into, back = (np.log, np.exp) if panel.log else (np.array, np.array)
     table = into([panel.curve(run) for run in runs])  # (n_seeds, places)
@@ -496,7 +520,7 @@ def draw_line(axis, point, runs, panel, style, band=True):
     axis.plot(x, back(mean), label=point, markevery=sparse, markersize=4, **style)
     if panel.ringed and any(panel.ringed(run) for run in runs):
         axis.plot(x, back(mean), markevery=sparse, markersize=8, **RING)
-    if band and len(runs) > 1:
+    if len(runs) > 1:
         low, high = back(mean - half), back(mean + half)
         axis.fill_between(x, low, high, color=style["color"], alpha=0.25, linewidth=0)
 
@@ -706,49 +730,60 @@ MATRICES = (
 )
 
 
-MOST_COLUMNS = 6  # of matrix_figure
-WIDEST = 14  # inches
-TITLE_WIDTH = 22  # characters of a column's title
+TITLE_WIDTH = 14  # characters of a column's title
+SMALL = 8  # points, of its labels
+MOST_EXTREME = 0.02  # share of a matrix that is beyond the colours
 
 
 def matrix_figure(points, matrices=MATRICES):
-    """Causal, permutation and angular-distance matrices, means over seeds, a column for each point;
-    of many points, for MOST_COLUMNS from the first to the last."""
-    shown = points if len(points) <= MOST_COLUMNS else spread_out(points, MOST_COLUMNS)
-    n_rows = len(matrices)
-    size = (min(max(4.6, 2.6 * len(shown) + 1), WIDEST), 2.8 * len(matrices))
+    """Causal, permutation and angular-distance matrices, means over seeds, a column for each of
+    the points that are legible together."""
+    shown = spread_out(legible(points), SOME)
+    width = min(2.6 * len(shown) + 2, WIDTH)
+    size = (width, ((width - 1.5) / len(shown) + 0.5) * len(matrices) + 0.3)
     figure, axes = plt.subplots(
-        n_rows, len(shown), figsize=size, layout="constrained", squeeze=False
+        len(matrices), len(shown), figsize=size, layout="constrained", squeeze=False
     )
     for matrix, row in zip(matrices, axes, strict=True):
         means = [
             np.mean([run.analysis[matrix.key] for run in runs], axis=0) for runs in shown.values()
         ]
-        top = max(np.quantile(mean, 0.98) for mean in means) or 1
+        top = top_of_colours(means, matrix.above)
         for axis, mean in zip(row, means, strict=True):
             picture = draw_matrix(axis, mean, matrix, top)
-        row[0].set_ylabel(matrix.ylabel)
-        figure.colorbar(picture, ax=row, fraction=0.05, label=matrix.bar)
+        row[0].set_ylabel(matrix.ylabel, fontsize=SMALL)
+        beyond = "max" if max(mean.max() for mean in means) > top else "neither"
+        bar = figure.colorbar(picture, ax=row, fraction=0.05, extend=beyond)
+        bar.set_label(matrix.bar, fontsize=SMALL)
+        bar.ax.tick_params(labelsize=SMALL)
     for axis, point in zip(axes[0], shown, strict=True):
-        title = textwrap.fill(point.replace(",", ", "), TITLE_WIDTH)
-        axis.set_title(title, fontsize=TITLE_SIZE)
-    if shown != points:
-        figure.suptitle(f"{len(shown)} of the {len(points)} points")
+        words = point.replace(",", ", ")
+        title = textwrap.fill(words, TITLE_WIDTH, break_long_words=False, break_on_hyphens=False)
+        axis.set_title(title, fontsize=SMALL)
+    if said := some_of(shown, points):
+        figure.suptitle(said.rstrip(": "), fontsize=TITLE_SIZE)
     return figure
 
 
-def spread_out(points, n):
-    """n of the points, evenly from the first to the last."""
-    names = list(points)
-    places = np.linspace(0, len(names) - 1, n).round().astype(int)
-    return {names[place]: points[names[place]] for place in places}
+def top_of_colours(means, above):
+    """All but MOST_EXTREME of the values beyond the first row and column are below it, in every
+    matrix: block 1, or the embedding, and single pairs are so unlike the others that on their scale
+    these would all be dark. above: only what is above the diagonal counts."""
+    tops = [0]
+    for mean in means:
+        others = mean[1:, 1:]
+        counted = others[np.triu_indices(len(others), 1)] if above else others
+        if counted.size:
+            tops.append(np.quantile(counted, 1 - MOST_EXTREME))
+    return max(tops) or max(map(np.max, means)) or 1
 
 
 def draw_matrix(axis, mean, matrix, top):
     shown = np.where(np.triu(np.ones_like(mean), 1), mean, np.nan) if matrix.above else mean
     edges = (matrix.first - 0.5, matrix.first + len(mean) - 0.5)
     picture = axis.imshow(shown, vmin=0, vmax=top, cmap="viridis", extent=(*edges, *edges[::-1]))
-    axis.set(xlabel=matrix.xlabel)
+    axis.set_xlabel(matrix.xlabel, fontsize=SMALL)
+    axis.tick_params(labelsize=SMALL)
     axis.locator_params(nbins=4, integer=True)
     return picture
 

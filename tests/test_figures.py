@@ -365,6 +365,73 @@ def with_matrices(n):
     return points
 
 
+def drawn_of(points):
+    return list(figures.legible(points))
+
+
+def test_all_of_few_points_are_drawn_as_lines():
+    assert drawn_of(depths(*range(1, 9))) == [f"n_layer={L}" for L in range(1, 9)]
+
+
+def test_of_many_points_on_and_off_a_ladder_its_rungs_are_drawn():
+    points = ladder(6)
+    points |= sweep(*(run(f"only-{i}", n_expert=i) for i in range(4)))
+    assert drawn_of(points) == [f"{rung}-rung" for rung in range(5)]
+
+
+@pytest.mark.parametrize("n_first, n_second", [(5, 2), (2, 5)])
+def test_of_many_points_in_two_options_first_middle_and_last_of_the_longer_are_drawn(
+    n_first, n_second
+):
+    grid = [(L, rate) for L in range(n_first) for rate in range(n_second)]
+    points = sweep(*(run(n_layer=L, learning_rate=rate) for L, rate in grid))
+    longer = 0 if n_first > n_second else 1
+    wanted = [f"n_layer={at[0]},learning_rate={at[1]}" for at in grid if at[longer] in (0, 2, 4)]
+    assert drawn_of(points) == wanted
+
+
+@pytest.mark.parametrize("n", [9, 30])
+def test_of_many_points_in_one_option_six_are_drawn_evenly(n):
+    drawn = [int(point.partition("=")[2]) for point in drawn_of(depths(*range(1, n + 1)))]
+    assert (drawn[0], drawn[-1], len(drawn)) == (1, n, 6)
+    assert max(np.diff(drawn)) - min(np.diff(drawn)) <= 1
+
+
+def test_a_legend_says_how_many_of_the_points_are_drawn():
+    figure = line_figure(with_matrices(15), [of_block("a", "b", lambda run: [1.0, 2.0])])
+    assert figure.legends[0].get_title().get_text() == f"6 of the 15 points: {figures.ONE_SEED}"
+    plt.close(figure)
+
+
+def bars_of(values, n=12):
+    """Colour bars of two points' matrices, whose first row and column are 9; beyond, above the
+    diagonal and below, the first has `values[0]`, the second `values[1]`, and one outlier, 5."""
+    points = with_matrices(2)
+    for value, runs in zip(values, points.values(), strict=True):
+        matrix = np.full((n, n), value) * (1 - np.eye(n))
+        matrix[2, 5] = 5
+        matrix[0], matrix[:, 0] = 9, 9
+        runs[0].analysis = dict.fromkeys(
+            ("causal_matrix", "permutation_matrix", "angular_distance"), matrix
+        )
+    figure = matrix_figure(points)
+    plt.close(figure)
+    return [axis._colorbar for axis in figure.axes if axis.get_label() == "<colorbar>"]
+
+
+def test_colours_end_where_the_largest_values_without_block_1_and_single_pairs_end():
+    bars = bars_of((0.1, 0.2))
+    assert [bar.vmax for bar in bars] == pytest.approx([0.2] * 3)
+    assert [bar.extend for bar in bars] == ["max"] * 3
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_colours_of_block_1_alone_end_at_its_largest_value(n):
+    means = [np.full((n, n), value) * (1 - np.eye(n)) for value in (3.0, 4.0)]
+    for above in (True, False):
+        assert figures.top_of_colours(means, above) == (4 if n == 2 else 1)
+
+
 @pytest.mark.parametrize("n, columns", [(1, 1), (6, 6), (15, 6)])
 def test_matrices_are_of_six_points_at_most(n, columns):
     points = with_matrices(n)
@@ -376,7 +443,7 @@ def test_matrices_are_of_six_points_at_most(n, columns):
     figure.draw_without_rendering()
     boxes = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
     assert all(one.x1 < other.x0 for one, other in zip(boxes[:-1], boxes[1:], strict=True))
-    assert figure.get_size_inches()[0] * 100 <= 1400
+    assert figure.get_size_inches()[0] * figures.DOTS_PER_INCH <= 836
     plt.close(figure)
 
 
