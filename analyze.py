@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from configs.read import TrainConfig
 from data import read
-from data.files import matched, or_one_sentence, refuse_dashes, say, write_json
+from data.files import duration, matched, or_one_sentence, refuse_dashes, say, write_json
 from data.prepare import tokenizer
 from data.read import (
     SCORED_LENGTH,
@@ -86,7 +86,6 @@ from sparsity import TINY, densities, in_float64, predict_variance
 from train import (
     branches_add_up,
     choose_hardware,
-    duration,
     fast,
     memory_errors_explained,
     open_block,

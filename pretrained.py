@@ -40,6 +40,7 @@ from data import read
 from data.files import (
     BadInput,
     check_name,
+    duration,
     locked,
     or_one_sentence,
     read_json,
@@ -68,7 +69,6 @@ from train import (
     GIB,
     choose_hardware,
     device_name,
-    duration,
     memory_errors_explained,
     memory_of,
     peak_memory,

@@ -37,6 +37,7 @@ from data.files import (
     BadInput,
     append_line,
     check_name,
+    duration,
     locked,
     or_one_sentence,
     read_json,
@@ -693,13 +694,6 @@ def step_of(point):
 
 def tokens_per_step(point):
     return point.training.sequences_per_step * point.model.block_size
-
-
-def duration(seconds):
-    """Such as "40 s", "3 minutes" or "2.5 hours"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def bench_line(row):

@@ -284,13 +284,6 @@ def test_bench_times_the_step_and_writes_no_run(project, capsys):
     assert not (project / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "seconds, text", [(8.4, "8 s"), (150, "2 minutes"), (5999, "100 minutes"), (9000, "2.5 hours")]
-)
-def test_durations_are_said_in_a_fitting_unit(seconds, text):
-    assert train.duration(seconds) == text
-
-
 # Runs --------------------------------------------------------------------------------------------
 
 
