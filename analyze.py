@@ -49,6 +49,7 @@ from data.read import (
     take_sequences,
 )
 from downstream import choice_accuracy, minimal_pairs
+from hardware import choose_hardware, fast, memory_errors_explained
 from model import GPT
 from pending import (
     CPU_SEQUENCES,
@@ -83,14 +84,7 @@ from results.scores import (
 )
 from results.tables import write_tables
 from sparsity import TINY, densities, in_float64, predict_variance
-from train import (
-    branches_add_up,
-    choose_hardware,
-    fast,
-    memory_errors_explained,
-    open_block,
-    variance_of,
-)
+from train import branches_add_up, open_block, variance_of
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15

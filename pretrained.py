@@ -62,10 +62,7 @@ from decoder import (
     save_without,
 )
 from downstream import choice_accuracy, minimal_pairs
-from pending import SCORED_BY
-from results.public import publish, read_analysis, report_model, report_models
-from stream_scores import SCORES, Passages, passages_of, runs_of_scores
-from train import (
+from hardware import (
     GIB,
     choose_hardware,
     device_name,
@@ -73,6 +70,9 @@ from train import (
     memory_of,
     peak_memory,
 )
+from pending import SCORED_BY
+from results.public import publish, read_analysis, report_model, report_models
+from stream_scores import SCORES, Passages, passages_of, runs_of_scores
 
 OUT = Path("out/pretrained")
 SEQUENCES, CPU_SEQUENCES = 32, 4
