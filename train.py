@@ -15,14 +15,13 @@ if __name__ == "__main__":
     interrupt.before_imports()
 
 import argparse
-import gc
 import json
 import math
 import statistics
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,6 @@ from data.files import (
     BadInput,
     append_line,
     check_name,
-    duration,
     locked,
     or_one_sentence,
     read_json,
@@ -538,111 +536,16 @@ def uncompiled(device):
     return torch.compiler.set_stance("force_eager") if device.type == "cuda" else nullcontext()
 
 
-# Bench -------------------------------------------------------------------------------------------
-
-# Dense bf16, by data sheet; a device's name contains one of these.
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12,  # before "H100", which its name contains, too
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "4090": 165e12,
-    "3090": 71e12,
-}
-
-
-BENCH_TOKENS = 2**22  # random ones to train on
-
-
-def bench(points, n_windows=10):
-    """Time the real training step of each point {name: Point} on random tokens; writes no run. Of
-    points with the same step, such as seeds, the first. Prints a line for each, and returns what
-    they say, a list of dicts."""
-    rows = {}
-    for name, point in points.items():
-        step = step_of(point)
-        if step not in rows:
-            rows[step] = {"name": name, **time_steps(point, n_windows)}
-            say(bench_line(rows[step]))
-            gc.collect()  # a recorded step's memory goes with its last reference
-    seconds = 0.0
-    for point in points.values():
-        n_tokens = point.training.max_iters * tokens_per_step(point)
-        seconds += n_tokens / rows[step_of(point)]["tokens_per_second"]
-    say(f"all of it: about {duration(seconds)} of training here, one point after another")
-    return list(rows.values())
-
-
-def step_of(point):
-    """What a step's speed depends on."""
-    batches = (point.training.batch_size, point.training.gradient_accumulation_steps)
-    return (*astuple(point.model), *batches, *choose_hardware(point.training))
-
-
-def tokens_per_step(point):
-    return point.training.sequences_per_step * point.model.block_size
-
-
-def bench_line(row):
-    speeds = (
-        f"{row['tokens_per_second']:,.0f} tokens/s ({row['slowest']:,.0f} to {row['fastest']:,.0f})"
-    )
-    mfu = f"{row['mfu']:.1%}" if math.isfinite(row["mfu"]) else "unknown"
-    return (
-        f"{row['name']}  {speeds}  first step after {row['first_step_seconds']:.1f} s  "
-        f"MFU {mfu}  memory {row['memory_GiB']:.2f} GiB  {row['device']}"
-    )
-
-
-def time_steps(point, n_windows):
-    """Tokens/s (median, slowest and fastest of n_windows windows of steps), seconds to the first
-    step, model FLOPs utilisation (GPT.flops_per_token; nan where the device's peak is unknown),
-    and peak memory in GiB."""
-    started = time.perf_counter()
-    hardware = choose_hardware(point.training)
-    model, optimizer = build_training(point.model, point.training, hardware)
-    device = hardware.device
-    forget_peak_memory(device)
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(point.model.vocab_size, size=BENCH_TOKENS).astype(np.uint16)
-    update = make_update(model, optimizer, tokens, point.training, hardware)
-    update(0)[0].item()
-    first_step_seconds = time.perf_counter() - started
-    n_steps = 20 if device.type == "cuda" else 2
-    n_tokens = n_steps * tokens_per_step(point)
-    speeds = []
-    for _ in range(1 + n_windows):
-        began = time.perf_counter()
-        for step in range(n_steps):
-            loss, _ = update(1 + step)
-        loss.item()
-        speeds.append(n_tokens / (time.perf_counter() - began))
-    speeds = speeds[1:]  # the first window compiles and records what the first step did not
-    median = statistics.median(speeds)
-    name = device_name(device)
-    peak_flops = next((flops for part, flops in PEAK_FLOPS.items() if part in name), math.nan)
-    return {
-        "tokens_per_second": median,
-        "slowest": min(speeds),
-        "fastest": max(speeds),
-        "first_step_seconds": first_step_seconds,
-        "mfu": median * model.flops_per_token() / peak_flops,
-        "memory_GiB": peak_memory(device),
-        "device": name,
-        "torch": torch.__version__,
-    }
-
-
 # Command line ------------------------------------------------------------------------------------
 
 
-def parse_arguments(argv):
-    """The config's path, {option: [values]} and whether to time only."""
+def parse_arguments(argv, program, description):
+    """The config's path and {option: [values]} of a program that takes a config and its options,
+    such as train.py."""
     parser = argparse.ArgumentParser(
-        description=__doc__,
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="python train.py CONFIG [--option=value ...]",
+        usage=f"python {program} CONFIG [--option=value ...]",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
@@ -650,32 +553,32 @@ def parse_arguments(argv):
     for name, field in OPTIONS.items():
         text = f"{comments[name]} (default {field.default})"
         parser.add_argument(f"--{name}", metavar=field.type.__name__, help=text)
-    parser.add_argument(
-        "--bench", action="store_true", help="time the training step of each point; train nothing"
-    )
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         raise BadInput(
             f"{unknown[0]} is no option: options are written --name=value, and "
-            "python train.py --help lists them all"
+            f"python {program} --help lists them all"
         )
     refuse_dashes(arguments)
     arguments = vars(arguments)
     path = Path(arguments.pop("config"))
-    only_time = arguments.pop("bench")
     given = {name: text for name, text in arguments.items() if text is not None}
-    return path, {name: parse_override(name, text) for name, text in given.items()}, only_time
+    return path, {name: parse_override(name, text) for name, text in given.items()}
 
 
-def run_sweep(path, overrides, only_time):
+def points_that_fit(path, overrides):
+    """A config's points {name: Point}, with overrides in the place of its values. Raises BadInput
+    for one that is larger than this machine's memory, and for a config whose name no folder can
+    have."""
     points = load_points(path, overrides)
     check_name(path.stem, "the config")
     for name, point in points.items():
         refuse_too_large(name, point, choose_hardware(point.training).device)
-    if only_time:
-        with memory_errors_explained("the bench"):
-            bench(points)
-        return
+    return points
+
+
+def run_sweep(path, overrides):
+    points = points_that_fit(path, overrides)
     rank = from_environment("RANK", 0)
     world_size = from_environment("WORLD_SIZE", 1)
     folders = {name: Path(p.training.out_dir) / path.stem / name for name, p in points.items()}
@@ -709,7 +612,7 @@ def result_line(summary):
 
 def main(argv=None):
     or_one_sentence(
-        lambda: run_sweep(*parse_arguments(argv)),
+        lambda: run_sweep(*parse_arguments(argv, "train.py", __doc__)),
         stopped="the same command goes on from the last checkpoint",
     )
 

@@ -62,6 +62,7 @@ def test_durations_are_said_in_a_fitting_unit(seconds, text):
 
 COMMANDS = {
     "train.py": ["train.py", "none.toml"],
+    "bench.py": ["bench.py", "none.toml"],
     "analyze.py": ["analyze.py", "none"],
     "sparsity.py": ["sparsity.py", "none"],
     "prepare.py": ["data/prepare.py", "text", "none.txt"],

@@ -69,6 +69,7 @@ MAY_IMPORT = {
     },
     "hardware": {"model", "fast", "data.files"},
     "train": {"model", "hardware", "configs.read", "results.runs", *DATA},
+    "bench": {"train", "hardware", *DATA},
     "sparsity": {"model", *DATA, *RESULTS},
     "downstream": {"model"},
     "pending": {"train", "hardware", "configs.read", "results.runs", *DATA},
@@ -107,7 +108,7 @@ MAY_IMPORT = {
         *DATA,
     },
     # Scripts that time: they stand on everything, and nothing stands on them.
-    "results.scaling": {"train", "configs.read", *DATA, *RESULTS},
+    "results.scaling": {"bench", "configs.read", *DATA, *RESULTS},
     "results.published_way": {"analyze", "hardware", "configs.read", *DATA, *RESULTS},
     "results.public_cost": {
         "decoder",

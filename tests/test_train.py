@@ -276,15 +276,6 @@ def test_validation_takes_a_last_batch_that_is_not_full():
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
-def test_bench_times_the_step_and_writes_no_run(project, capsys):
-    train.main([str(write_config(project)), "--bench", "--n_layer=1,2", "--seed=0,1,2"])
-    *lines, last = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 2  # seeds take the same step
-    assert all("tokens/s" in line and "first step" in line for line in lines)
-    assert last.startswith("all of it: about ") and " of training here" in last
-    assert not (project / "out").exists()
-
-
 # Runs --------------------------------------------------------------------------------------------
 
 
@@ -780,14 +771,6 @@ def test_a_world_of_no_processes_is_one(project, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "0")
     train.main([str(write_config(project))])
     assert (run_folder(project) / "summary.json").exists()
-
-
-def test_the_peak_of_a_card_is_that_of_its_kind():
-    def peak(name):
-        return next(flops for part, flops in train.PEAK_FLOPS.items() if part in name)
-
-    assert peak("NVIDIA H100 PCIe") == 756e12 and peak("NVIDIA H100 NVL") == 835e12
-    assert peak("NVIDIA H100 80GB HBM3") == 989e12
 
 
 def test_a_damaged_checkpoint_is_named(trained, refused):
