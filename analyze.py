@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from configs.read import TrainConfig
 from data import read
-from data.files import matched, or_one_sentence, refuse_dashes, say, write_json
+from data.files import duration, matched, or_one_sentence, refuse_dashes, say, write_json
 from data.prepare import tokenizer
 from data.read import (
     SCORED_LENGTH,
@@ -49,6 +49,7 @@ from data.read import (
     take_sequences,
 )
 from downstream import choice_accuracy, minimal_pairs
+from hardware import choose_hardware, fast, memory_errors_explained
 from model import GPT
 from pending import (
     CPU_SEQUENCES,
@@ -83,15 +84,7 @@ from results.scores import (
 )
 from results.tables import write_tables
 from sparsity import TINY, densities, in_float64, predict_variance
-from train import (
-    branches_add_up,
-    choose_hardware,
-    duration,
-    fast,
-    memory_errors_explained,
-    open_block,
-    variance_of,
-)
+from train import branches_add_up, open_block, variance_of
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15

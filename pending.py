@@ -11,8 +11,9 @@ from typing import NamedTuple
 from configs.read import Point, TrainConfig
 from data.files import BadInput, read_json, say, sha256_of
 from data.read import load_items, load_meta, load_pairs
+from hardware import choose_hardware
 from results.runs import SUMMARY, described, read_analysis, refuse_other_code
-from train import choose_hardware, fingerprint
+from train import fingerprint
 
 SEQUENCES = 48  # to score on, as in results/
 CPU_SEQUENCES = 16
@@ -25,6 +26,7 @@ SCORED_BY = [
         "downstream.py",
         "sparsity.py",
         "train.py",
+        "hardware.py",  # which device scores, and whether with fast.py's layers: the last digits
         "model.py",
         "fast.py",
         "data/read.py",

@@ -40,6 +40,7 @@ from data import read
 from data.files import (
     BadInput,
     check_name,
+    duration,
     locked,
     or_one_sentence,
     read_json,
@@ -61,18 +62,17 @@ from decoder import (
     save_without,
 )
 from downstream import choice_accuracy, minimal_pairs
-from pending import SCORED_BY
-from results.public import publish, read_analysis, report_model, report_models
-from stream_scores import SCORES, Passages, passages_of, runs_of_scores
-from train import (
+from hardware import (
     GIB,
     choose_hardware,
     device_name,
-    duration,
     memory_errors_explained,
     memory_of,
     peak_memory,
 )
+from pending import SCORED_BY
+from results.public import publish, read_analysis, report_model, report_models
+from stream_scores import SCORES, Passages, passages_of, runs_of_scores
 
 OUT = Path("out/pretrained")
 SEQUENCES, CPU_SEQUENCES = 32, 4

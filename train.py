@@ -15,21 +15,17 @@ if __name__ == "__main__":
     interrupt.before_imports()
 
 import argparse
-import gc
 import json
 import math
-import os
 import statistics
 import sys
 import time
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, astuple, replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils._triton import has_triton
 from tqdm import tqdm
 
 from configs.read import OPTIONS, help_of_options, load_points, parse_override
@@ -49,6 +45,17 @@ from data.files import (
     write_text,
 )
 from data.read import load_meta, load_tokens, spread_offsets, take_sequences, training_offsets
+from hardware import (
+    Hardware,
+    choose_hardware,
+    device_name,
+    fast,
+    forget_peak_memory,
+    from_environment,
+    memory_errors_explained,
+    peak_memory,
+    refuse_too_large,
+)
 from model import GPT, RemediedBlock, at_least_fp32
 from results.runs import (
     SUMMARY,
@@ -61,14 +68,6 @@ from results.runs import (
     twin_of,
 )
 from results.runs import load_run as load_run  # README's examples take it from here
-
-try:
-    import fast
-except ModuleNotFoundError as error:  # it is for speed alone and may be deleted
-    if error.name != "fast":
-        raise
-    fast = None
-
 
 # The step ----------------------------------------------------------------------------------------
 
@@ -537,249 +536,16 @@ def uncompiled(device):
     return torch.compiler.set_stance("force_eager") if device.type == "cuda" else nullcontext()
 
 
-# Hardware ----------------------------------------------------------------------------------------
-
-UNUSABLE = (RuntimeError, AssertionError)  # what torch raises where a device is not there
-GIB = 2**30
-
-
-class Hardware(NamedTuple):
-    device: torch.device
-    dtype: torch.dtype  # of the residual stream
-    compiled: bool  # whether fast.py's layers train, compiled
-    note: str  # one line on what this GPU cannot do; empty: nothing
-
-
-def choose_hardware(config):
-    """The Hardware that a TrainConfig's device, dtype and compile come to on this machine. Raises
-    BadInput for a device that is not there."""
-    name = best_device() if config.device == "auto" else config.device
-    try:
-        device = probe(name)
-    except UNUSABLE as error:
-        why = reason(error).split(". ")[0]
-        why = "torch knows no such device" if why.startswith("Expected one of") else why[:100]
-        raise BadInput(
-            f"device = {config.device} cannot be used here ({why}): give auto, cpu, cuda, cuda:N "
-            "or mps"
-        ) from None
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(device)  # whose stream a step is recorded on (fast.py)
-    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.dtype == "auto":
-        dtype = torch.bfloat16 if has_bf16 else torch.float32
-    else:
-        dtype = getattr(torch, config.dtype)
-    features = {"bfloat16": has_bf16, "Triton": has_triton()}
-    lacking = [feature for feature, is_there in features.items() if not is_there]
-    note = ""
-    if on_gpu and lacking:
-        note = f"this GPU has no {' and no '.join(lacking)}: training works, only slower"
-    elif on_gpu and fast is None:
-        note = "fast.py is not there: training works, only slower"
-    elif device.type == "mps":
-        note = "an Apple GPU trains uncompiled, and is scored on the CPU in what needs float64"
-    compiled = config.compile and on_gpu and has_triton() and fast is not None
-    return Hardware(device, dtype, compiled, note)
-
-
-def best_device():
-    """For device = auto: the process's own CUDA GPU, an Apple GPU that works, or the CPU."""
-    if torch.cuda.is_available():
-        return f"cuda:{from_environment('LOCAL_RANK', 0)}"  # torchrun's
-    if torch.backends.mps.is_available():
-        try:  # in a virtual machine there may be one without memory
-            return str(probe("mps"))
-        except UNUSABLE:
-            pass
-    return "cpu"
-
-
-def probe(name):
-    """The torch.device of that name, which only use shows to be there."""
-    number = torch.zeros(1, device=name)
-    number.item()
-    return number.device
-
-
-def from_environment(name, default):
-    """torchrun's RANK and its like, whole numbers. Raises BadInput."""
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise BadInput(f"{name} = {text!r} in the environment must be a whole number: unset it")
-    return int(text)
-
-
-def refuse_too_large(name, point, device):
-    """Raises BadInput where a point's weights, gradients and moments, or the logits of a batch,
-    exceed the device's memory. Activations are not counted, so others may not fit either."""
-    batch = point.training.batch_size * point.model.block_size
-    n_bytes = 16 * n_parameters(point.model) + 4 * batch * point.model.vocab_size
-    there = memory_of(device)
-    if n_bytes > there:
-        raise BadInput(
-            f"{name} needs more than {n_bytes / GIB:,.0f} GiB of memory, and {device} has "
-            f"{there / GIB:,.0f}: lower n_layer, n_embd, n_expert, batch_size or their like"
-        )
-
-
-def n_parameters(config):
-    """Of a GPT too large to build: blocks are alike, so two small ones tell. Infinite where torch
-    cannot even count."""
-    try:
-        with torch.device("meta"):  # shapes alone
-            one, two = (GPT(replace(config, n_layer=n)).count_parameters() for n in (1, 2))
-    except (RuntimeError, OverflowError, TypeError):
-        return math.inf
-    return one + (config.n_layer - 1) * (two - one)
-
-
-def memory_of(device):
-    """In bytes; infinite where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return math.inf
-
-
-def device_name(device):
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-# Bench -------------------------------------------------------------------------------------------
-
-# Dense bf16, by data sheet; a device's name contains one of these.
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12,  # before "H100", which its name contains, too
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "4090": 165e12,
-    "3090": 71e12,
-}
-
-
-BENCH_TOKENS = 2**22  # random ones to train on
-
-
-def bench(points, n_windows=10):
-    """Time the real training step of each point {name: Point} on random tokens; writes no run. Of
-    points with the same step, such as seeds, the first. Prints a line for each, and returns what
-    they say, a list of dicts."""
-    rows = {}
-    for name, point in points.items():
-        step = step_of(point)
-        if step not in rows:
-            rows[step] = {"name": name, **time_steps(point, n_windows)}
-            say(bench_line(rows[step]))
-            gc.collect()  # a recorded step's memory goes with its last reference
-    seconds = 0.0
-    for point in points.values():
-        n_tokens = point.training.max_iters * tokens_per_step(point)
-        seconds += n_tokens / rows[step_of(point)]["tokens_per_second"]
-    say(f"all of it: about {duration(seconds)} of training here, one point after another")
-    return list(rows.values())
-
-
-def step_of(point):
-    """What a step's speed depends on."""
-    batches = (point.training.batch_size, point.training.gradient_accumulation_steps)
-    return (*astuple(point.model), *batches, *choose_hardware(point.training))
-
-
-def tokens_per_step(point):
-    return point.training.sequences_per_step * point.model.block_size
-
-
-def duration(seconds):
-    """Such as "40 s", "3 minutes" or "2.5 hours"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
-
-
-def bench_line(row):
-    speeds = (
-        f"{row['tokens_per_second']:,.0f} tokens/s ({row['slowest']:,.0f} to {row['fastest']:,.0f})"
-    )
-    mfu = f"{row['mfu']:.1%}" if math.isfinite(row["mfu"]) else "unknown"
-    return (
-        f"{row['name']}  {speeds}  first step after {row['first_step_seconds']:.1f} s  "
-        f"MFU {mfu}  memory {row['memory_GiB']:.2f} GiB  {row['device']}"
-    )
-
-
-def time_steps(point, n_windows):
-    """Tokens/s (median, slowest and fastest of n_windows windows of steps), seconds to the first
-    step, model FLOPs utilisation (GPT.flops_per_token; nan where the device's peak is unknown),
-    and peak memory in GiB."""
-    started = time.perf_counter()
-    hardware = choose_hardware(point.training)
-    model, optimizer = build_training(point.model, point.training, hardware)
-    device = hardware.device
-    forget_peak_memory(device)
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(point.model.vocab_size, size=BENCH_TOKENS).astype(np.uint16)
-    update = make_update(model, optimizer, tokens, point.training, hardware)
-    update(0)[0].item()
-    first_step_seconds = time.perf_counter() - started
-    n_steps = 20 if device.type == "cuda" else 2
-    n_tokens = n_steps * tokens_per_step(point)
-    speeds = []
-    for _ in range(1 + n_windows):
-        began = time.perf_counter()
-        for step in range(n_steps):
-            loss, _ = update(1 + step)
-        loss.item()
-        speeds.append(n_tokens / (time.perf_counter() - began))
-    speeds = speeds[1:]  # the first window compiles and records what the first step did not
-    median = statistics.median(speeds)
-    name = device_name(device)
-    peak_flops = next((flops for part, flops in PEAK_FLOPS.items() if part in name), math.nan)
-    return {
-        "tokens_per_second": median,
-        "slowest": min(speeds),
-        "fastest": max(speeds),
-        "first_step_seconds": first_step_seconds,
-        "mfu": median * model.flops_per_token() / peak_flops,
-        "memory_GiB": peak_memory(device),
-        "device": name,
-        "torch": torch.__version__,
-    }
-
-
-def forget_peak_memory(device):
-    """So that peak_memory says what follows; on a GPU alone."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device):
-    """In GiB: on a GPU, of its tensors; on the CPU, of the whole process since it began; nan on
-    Windows, which does not say."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    if sys.platform == "win32":
-        return math.nan
-    import resource  # which Windows lacks
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest * (1 if sys.platform == "darwin" else 1024) / GIB  # macOS counts in bytes
-
-
 # Command line ------------------------------------------------------------------------------------
 
 
-def parse_arguments(argv):
-    """The config's path, {option: [values]} and whether to time only."""
+def parse_arguments(argv, program, description):
+    """The config's path and {option: [values]} of a program that takes a config and its options,
+    such as train.py."""
     parser = argparse.ArgumentParser(
-        description=__doc__,
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="python train.py CONFIG [--option=value ...]",
+        usage=f"python {program} CONFIG [--option=value ...]",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
@@ -787,32 +553,32 @@ def parse_arguments(argv):
     for name, field in OPTIONS.items():
         text = f"{comments[name]} (default {field.default})"
         parser.add_argument(f"--{name}", metavar=field.type.__name__, help=text)
-    parser.add_argument(
-        "--bench", action="store_true", help="time the training step of each point; train nothing"
-    )
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         raise BadInput(
             f"{unknown[0]} is no option: options are written --name=value, and "
-            "python train.py --help lists them all"
+            f"python {program} --help lists them all"
         )
     refuse_dashes(arguments)
     arguments = vars(arguments)
     path = Path(arguments.pop("config"))
-    only_time = arguments.pop("bench")
     given = {name: text for name, text in arguments.items() if text is not None}
-    return path, {name: parse_override(name, text) for name, text in given.items()}, only_time
+    return path, {name: parse_override(name, text) for name, text in given.items()}
 
 
-def run_sweep(path, overrides, only_time):
+def points_that_fit(path, overrides):
+    """A config's points {name: Point}, with overrides in the place of its values. Raises BadInput
+    for one that is larger than this machine's memory, and for a config whose name no folder can
+    have."""
     points = load_points(path, overrides)
     check_name(path.stem, "the config")
     for name, point in points.items():
         refuse_too_large(name, point, choose_hardware(point.training).device)
-    if only_time:
-        with memory_errors_explained("the bench"):
-            bench(points)
-        return
+    return points
+
+
+def run_sweep(path, overrides):
+    points = points_that_fit(path, overrides)
     rank = from_environment("RANK", 0)
     world_size = from_environment("WORLD_SIZE", 1)
     folders = {name: Path(p.training.out_dir) / path.stem / name for name, p in points.items()}
@@ -835,28 +601,6 @@ def check_points(points, folders):
         finished(folders[name], identity_of(point))
 
 
-SMALLER_STEPS = (
-    "halve batch_size and double gradient_accumulation_steps, which gives the same result, but for "
-    "experts' balance"
-)
-
-
-@contextmanager
-def memory_errors_explained(what, cure=SMALLER_STEPS):
-    """Raises BadInput, which says what to do, where memory runs out in the work inside."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        where = "GPU memory"
-    except RuntimeError as error:
-        if "alloc" not in str(error):
-            raise
-        where = "memory"
-    else:
-        return
-    raise BadInput(f"{what} is out of {where}: {cure}")
-
-
 def result_line(summary):
     if summary["diverged"]:
         return "diverged"
@@ -868,7 +612,7 @@ def result_line(summary):
 
 def main(argv=None):
     or_one_sentence(
-        lambda: run_sweep(*parse_arguments(argv)),
+        lambda: run_sweep(*parse_arguments(argv, "train.py", __doc__)),
         stopped="the same command goes on from the last checkpoint",
     )
 

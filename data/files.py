@@ -83,6 +83,13 @@ def say(text):
         os.dup2(nowhere, sys.stdout.fileno())
 
 
+def duration(seconds):
+    """Such as "40 s", "3 minutes" or "2.5 hours"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+
+
 def refuse_dashes(arguments):
     """Raises BadInput for --option=--, of which argparse makes an empty list."""
     for name, value in vars(arguments).items():

@@ -1047,7 +1047,7 @@ SPEED_TICKS = (0.25, 0.5, 1, 2, 4, 8)  # million tokens per second
 
 
 def scaling_figure(measured):
-    """Speed of the training step, {panel: {curve: {x: row of train.bench}}}, both axes
+    """Speed of the training step, {panel: {curve: {x: row of bench.py}}}, both axes
     logarithmic; bars from the slowest window to the fastest."""
     figure, axes = plt.subplots(1, len(measured), figsize=(12, 3.8), layout="constrained")
     for axis, (panel, curves) in zip(axes, measured.items(), strict=True):

@@ -24,10 +24,10 @@ import torch
 import decoder
 from configs.read import TrainConfig
 from data.files import BadInput, Number, or_one_sentence, read_json, say, write_json
+from hardware import GIB, choose_hardware, device_name, memory_errors_explained
 from pretrained import FIT_TOKENS, LENGTH, SEQUENCES, memory_needed, time_parts
 from results.runs import rounded
 from stream_scores import runs_of_scores
-from train import GIB, choose_hardware, device_name, memory_errors_explained
 
 TIMED_BLOCKS = 4  # as many are built: all blocks of a model have the same shape
 N_TIMES = 5

@@ -25,8 +25,8 @@ import analyze
 from configs.read import TrainConfig
 from data.files import or_one_sentence, write_json
 from data.read import held_out_sequences
+from hardware import choose_hardware, fast
 from results.runs import load_run
-from train import choose_hardware, fast
 
 JACOBIAN_SHARE = analyze.JACOBIAN_SHARE  # one in so many sequences
 

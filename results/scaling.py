@@ -2,7 +2,7 @@
 
     python -m results.scaling [--out results] [--windows 3]
 
-Times the real training step (train.bench) of width 256, 32,768 tokens a step, and writes
+Times the real training step (bench.py) of width 256, 32,768 tokens a step, and writes
 scaling.json and scaling.png.
 """
 
@@ -15,11 +15,11 @@ import argparse
 import math
 from pathlib import Path
 
+from bench import bench
 from configs.read import Point, build_configs
 from data.files import or_one_sentence, write_json
 from results.figures import save_figure, scaling_figure
 from results.runs import rounded
-from train import bench
 
 TOKENS_PER_STEP = 32768
 BASE = {"vocab_size": 8192, "n_embd": 256, "n_head": 4, "n_layer": 16}

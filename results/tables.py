@@ -186,7 +186,7 @@ BENCH_LINE = re.compile(
 
 
 class Benched(NamedTuple):
-    """A line of train.py --bench."""
+    """A line of bench.py."""
 
     code: str | None  # which one ran, in bench_turns.txt, before the number of its turn
     point: str
@@ -197,7 +197,7 @@ class Benched(NamedTuple):
 
 
 def benched(file):
-    """[Benched] of a file in results/ that holds what train.py --bench printed."""
+    """[Benched] of a file in results/ that holds what bench.py printed."""
     lines = read_text(HERE / file).splitlines()
     return [
         Benched(code, point, float(speed.replace(",", "")), float(mfu), float(memory), device)

@@ -39,6 +39,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a script has only its own folder there
 import analyze
+import bench
 import train
 from configs.read import OPTIONS
 from data import prepare, read
@@ -58,10 +59,16 @@ SWEEP = "\n".join(
     )
 )
 
-MAIN = {"prepare.py": prepare.main, "train.py": train.main, "analyze.py": analyze.main}
+MAIN = {
+    "prepare.py": prepare.main,
+    "train.py": train.main,
+    "bench.py": bench.main,
+    "analyze.py": analyze.main,
+}
 WRITES = {  # the folders in its box that each may write to
     "prepare.py": ("data",),
     "train.py": ("out",),
+    "bench.py": (),
     "analyze.py": ("out", "published", "restored"),
 }
 words = str.split
@@ -456,7 +463,7 @@ def fuzz(world, stage, command, plain):
     """A command with any options is refused or not. Then the plain one must go on."""
     box = world.enter(stage)
     ended = run(box, command)
-    if ended.long and "--bench" not in command and not list(box.rglob("log.jsonl")):
+    if ended.long and command[0] != "bench.py" and not list(box.rglob("log.jsonl")):
         raise Failure(f"no answer in {PATIENCE} s")
     if ended.code == 2 and plain is not REPORT:
         check_again(world, plain)
@@ -466,9 +473,10 @@ def fuzz(world, stage, command, plain):
 def options_of_train(world, rng):
     names = rng.sample(sorted(OPTIONS), rng.randint(1, 3))
     options = [f"--{name}={any_value(rng, OPTIONS[name].type)}" for name in names]
-    more = rng.choice([[], [], [], ["--bench"], ["--nonsense"], ["-x"], [rng.choice(PATHS)]])
+    more = rng.choice([[], [], [], ["--nonsense"], ["-x"], [rng.choice(PATHS)]])
     config = rng.choice([*["sweep.toml"] * 9, rng.choice(PATHS)])
-    return fuzz(world, "data", ["train.py", config, *options, *more], TRAIN)
+    program = rng.choice([*["train.py"] * 5, "bench.py"])
+    return fuzz(world, "data", [program, config, *options, *more], TRAIN)
 
 
 def options_of_analyze(world, rng):

@@ -14,6 +14,7 @@ import train
 from apple import MPS_OPERATORS, apple_gpu
 from configs.read import TrainConfig
 from conftest import SMALL, TOGGLES, build, tokens
+from hardware import choose_hardware
 from model import GPTConfig
 
 # The stand-in ------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def a_mac(monkeypatch):
 
 def test_auto_takes_an_apple_gpu(a_mac):
     with apple_gpu():
-        hardware = train.choose_hardware(TrainConfig())
+        hardware = choose_hardware(TrainConfig())
     assert hardware.device.type == "mps"
     assert hardware.dtype == torch.float32
     assert not hardware.compiled
@@ -70,8 +71,8 @@ def test_auto_takes_an_apple_gpu(a_mac):
 
 def test_auto_takes_the_cpu_where_an_apple_gpu_does_not_work(a_mac, monkeypatch):
     """As in virtual machines, where it is there, but has no memory to give."""
-    monkeypatch.setattr(train, "probe", out_of_memory_on_mps)
-    assert train.choose_hardware(TrainConfig()).device.type == "cpu"
+    monkeypatch.setattr("hardware.probe", out_of_memory_on_mps)
+    assert choose_hardware(TrainConfig()).device.type == "cpu"
 
 
 def out_of_memory_on_mps(name):
@@ -95,7 +96,7 @@ def steps_on(device, model_config, data, grad_clip):
         eval_tokens=96,
         device=device,
     )
-    hardware = train.choose_hardware(config)
+    hardware = choose_hardware(config)
     model, optimizer = train.build_training(model_config, config, hardware)
     assert model.head.weight.device.type == device
     update = train.make_update(model, optimizer, data, config, hardware)

@@ -181,13 +181,17 @@ device = "cpu"
 
 @pytest.mark.slow
 def test_the_whole_file_can_be_deleted(tmp_path):
-    """A sweep is trained and analysed in a copy of the project without it."""
+    """A sweep is timed, trained and analysed in a copy of the project without it."""
     copy = tmp_path / "copy"
     ignored = shutil.ignore_patterns(".*", "out", "tests", "fast.py", "*.png")
     shutil.copytree(REPOSITORY, copy, ignore=ignored)
     write_data(copy / "data/tiny")
     (copy / "sweep.toml").write_text(TINY_SWEEP, encoding="utf-8")
-    for command in (["train.py", "sweep.toml"], ["analyze.py", "out/sweep", "--sequences", "2"]):
+    for command in (
+        ["bench.py", "sweep.toml"],
+        ["train.py", "sweep.toml"],
+        ["analyze.py", "out/sweep", "--sequences", "2"],
+    ):
         python = [sys.executable, *command]
         result = subprocess.run(python, cwd=copy, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr

@@ -53,8 +53,16 @@ def test_ctrl_c_is_one_line_that_says_what_is_safe(capsys):
     assert stop.value.code == 130 and len(lines) == 1 and "all is as it was" in lines[0]
 
 
+@pytest.mark.parametrize(
+    "seconds, text", [(8.4, "8 s"), (150, "2 minutes"), (5999, "100 minutes"), (9000, "2.5 hours")]
+)
+def test_durations_are_said_in_a_fitting_unit(seconds, text):
+    assert files.duration(seconds) == text
+
+
 COMMANDS = {
     "train.py": ["train.py", "none.toml"],
+    "bench.py": ["bench.py", "none.toml"],
     "analyze.py": ["analyze.py", "none"],
     "sparsity.py": ["sparsity.py", "none"],
     "prepare.py": ["data/prepare.py", "text", "none.txt"],

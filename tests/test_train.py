@@ -17,6 +17,7 @@ from configs.read import OPTIONS, Point, TrainConfig
 from conftest import REPOSITORY, TOGGLES, write_config
 from data import files, read
 from data.files import read_json
+from hardware import Hardware, choose_hardware
 from model import GPT, Block, GPTConfig, MoE
 from results.runs import load_run, read_log, read_runs
 
@@ -101,7 +102,7 @@ def tiny_model(**options):
 
 
 def build_update(model_config, config, tokens):
-    hardware = train.choose_hardware(config)
+    hardware = choose_hardware(config)
     model, optimizer = train.build_training(model_config, config, hardware)
     return model, train.make_update(model, optimizer, tokens, config, hardware)
 
@@ -275,22 +276,6 @@ def test_validation_takes_a_last_batch_that_is_not_full():
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
-def test_bench_times_the_step_and_writes_no_run(project, capsys):
-    train.main([str(write_config(project)), "--bench", "--n_layer=1,2", "--seed=0,1,2"])
-    *lines, last = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 2  # seeds take the same step
-    assert all("tokens/s" in line and "first step" in line for line in lines)
-    assert last.startswith("all of it: about ") and " of training here" in last
-    assert not (project / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "seconds, text", [(8.4, "8 s"), (150, "2 minutes"), (5999, "100 minutes"), (9000, "2.5 hours")]
-)
-def test_durations_are_said_in_a_fitting_unit(seconds, text):
-    assert train.duration(seconds) == text
-
-
 # Runs --------------------------------------------------------------------------------------------
 
 
@@ -379,7 +364,8 @@ def test_runs_of_another_dtype_are_no_twins(project):
 
 
 def test_training_works_without_fast(project, monkeypatch):
-    monkeypatch.setattr(train, "fast", None)
+    monkeypatch.setattr("hardware.fast", None)
+    monkeypatch.setattr("train.fast", None)
     train.main([str(write_config(project))])
     assert (run_folder(project) / "summary.json").exists()
 
@@ -578,23 +564,6 @@ def test_a_run_on_the_second_gpu_is_that_on_the_first(project):
     assert second["val_loss"] == pytest.approx(first["val_loss"], abs=0.02)
     before = read_log(folders[0])[0]["val_loss"]
     assert second["val_loss"] < before - 0.02  # there is something to tell apart
-
-
-@pytest.mark.parametrize(
-    "device, rank, chosen", [("auto", 1, 1), ("cuda:2", 0, 2), ("cpu", 1, None)]
-)
-def test_the_gpu_of_a_process_is_made_the_current_one(monkeypatch, device, rank, chosen):
-    """As torch records a step on the current GPU. Of a machine with GPUs, as far as torch asks."""
-    current = []
-    monkeypatch.setenv("LOCAL_RANK", str(rank))
-    monkeypatch.setattr(train, "probe", torch.device)
-    monkeypatch.setattr(train, "has_triton", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    hardware = train.choose_hardware(TrainConfig(device=device))
-    assert current == ([] if chosen is None else [torch.device("cuda", chosen)])
-    assert current in ([], [hardware.device])
 
 
 # What goes wrong ---------------------------------------------------------------------------------
@@ -804,20 +773,6 @@ def test_a_world_of_no_processes_is_one(project, monkeypatch):
     assert (run_folder(project) / "summary.json").exists()
 
 
-@pytest.mark.parametrize("toggle", ["plain", "moe_shared", "gqa"])
-def test_parameters_are_counted_without_building_the_model(toggle):
-    config = tiny_model(n_embd=32, n_head=4, n_layer=5, **TOGGLES[toggle])
-    assert train.n_parameters(config) == GPT(config).count_parameters()
-
-
-def test_the_peak_of_a_card_is_that_of_its_kind():
-    def peak(name):
-        return next(flops for part, flops in train.PEAK_FLOPS.items() if part in name)
-
-    assert peak("NVIDIA H100 PCIe") == 756e12 and peak("NVIDIA H100 NVL") == 835e12
-    assert peak("NVIDIA H100 80GB HBM3") == 989e12
-
-
 def test_a_damaged_checkpoint_is_named(trained, refused):
     path, folder = trained
     (folder / "summary.json").unlink()
@@ -853,7 +808,7 @@ def test_an_edit_of_the_model_that_fast_does_not_know_is_refused(project, monkey
         return self.mlp_norm(x + self.mlp(x))
 
     monkeypatch.setattr("model.Block.forward", post_norm)
-    hardware = train.Hardware(torch.device("cpu"), torch.float32, compiled=True, note="")
+    hardware = Hardware(torch.device("cpu"), torch.float32, compiled=True, note="")
     with pytest.raises(train.BadInput, match="fast.py"):
         train.build_training(tiny_model(), TrainConfig(), hardware)
 
