@@ -850,6 +850,12 @@ def analyse_sweep(path, arguments):
     return report_sweep(runs, target)
 
 
+LESS_AT_ONCE = (
+    "score on the CPU, by CUDA_VISIBLE_DEVICES= before the command, or lower NUMBERS_AT_ONCE in "
+    "analyze.py"
+)
+
+
 def score_sweep(path, arguments):
     """All runs are looked at before the first is scored."""
     folders = sorted(file.parent for file in path.glob("*/summary.json"))
@@ -864,7 +870,7 @@ def score_sweep(path, arguments):
             to_do[folder] = work
     announce(path, to_do)
     for folder, work in tqdm(to_do.items(), desc=path.name, unit="run", disable=None, leave=False):
-        with memory_errors_explained(f"scoring {folder}"):
+        with memory_errors_explained(f"scoring {folder}", LESS_AT_ONCE):
             analyse_run(folder, work)
 
 

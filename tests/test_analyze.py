@@ -862,6 +862,19 @@ def entries(run):
     return json.loads((run / "analysis.json").read_text(encoding="utf-8"))
 
 
+def test_scoring_out_of_memory_says_what_helps_scoring(trained, refused, monkeypatch):
+    sweep, run = trained
+
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(analyze, "analyse_run", run_out)
+    sentence = refused(analyze.main, [sweep])
+    assert f"scoring {sweep / run.name} is out of GPU memory: score on the CPU" in sentence
+    assert "NUMBERS_AT_ONCE in analyze.py" in sentence and hasattr(analyze, "NUMBERS_AT_ONCE")
+    assert not (run / "analysis.json").exists()
+
+
 def test_a_task_is_added_to_scores_that_are_there(trained, project, monkeypatch):
     """And once it is there it stays, whatever is asked for next."""
     sweep, run = trained
