@@ -25,7 +25,7 @@ import numpy as np
 
 from configs.read import MEASURED_BY, WHERE_NOT_WHAT
 from model import NORM_EPS, GPTConfig, mask_density
-from results.scores import paired_error
+from results.scores import pair_mean, paired_error, places, typical_worth, worths
 from results.verdicts import holm, judge, slope_weights
 
 SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
@@ -79,6 +79,42 @@ def growth_at_initialisation(run):
     return variance[-1] / variance[0]
 
 
+def causal_without_block_1(run):
+    return mean_of_later_pairs(run, "causal_matrix")
+
+
+def permutation_without_block_1(run):
+    return mean_of_later_pairs(run, "permutation_matrix")
+
+
+def mean_of_later_pairs(run, name):
+    """Mean of a matrix over all pairs but those of block 1; None where there are no others."""
+    matrix = entry(name)(run)
+    return None if matrix is None else pair_mean(np.asarray(matrix)[1:, 1:])
+
+
+def deviation_without_block_1(run):
+    later = run.analysis["jacobian"]["deviation"][1:]
+    return float(np.mean(later)) if later else None
+
+
+def slope_without_block_1(run):
+    later = run.analysis["jacobian"]["deviation"][1:]
+    return slope(np.log(np.maximum(later, SMALLEST_DEVIATION))) if len(later) > 1 else None
+
+
+def worth_at(place):
+    """The function of a run that says what a typical block is worth, removed, at one of the places
+    of results/scores.py; None where the run has too few blocks for it, or lacks the score."""
+
+    def worth(run):
+        ratios = entry("prune_ratios")(run)
+        blocks = None if ratios is None else places(len(ratios)).get(place)
+        return None if blocks is None else typical_worth(worths(ratios)[blocks - 1])
+
+    return worth
+
+
 METRICS = {  # in the order of a report's columns
     "perplexity": lambda run: run.summary["perplexity"],
     "last-layer variance": lambda run: run.summary["last_layer_variance"],
@@ -99,6 +135,13 @@ CLAIM_METRICS = {
     "exponent": entry("growth", "exponent"),
     "N_eff / L, removed": entry("removal_use", "n_eff_share"),
     "geometric mean of u, removed": entry("removal_use", "geometric_mean"),
+    "causal without block 1": causal_without_block_1,
+    "permutation without block 1": permutation_without_block_1,
+    "Jacobian deviation without block 1": deviation_without_block_1,
+    "slope without block 1": slope_without_block_1,
+    "worth, early": worth_at("early"),
+    "worth, middle": worth_at("middle"),
+    "worth, late": worth_at("late"),
     "BLiMP": entry("blimp", "accuracy"),
     "growth at initialisation": growth_at_initialisation,
     "slope of log deviation": slope_of_log_deviation,
@@ -115,6 +158,12 @@ LOG_METRICS = (  # that are judged by their logarithms
     "permutation",
     "N_eff / L, removed",
     "geometric mean of u, removed",
+    "causal without block 1",
+    "permutation without block 1",
+    "Jacobian deviation without block 1",
+    "worth, early",
+    "worth, middle",
+    "worth, late",
     "Jacobian deviation",
     "growth at initialisation",
 )
@@ -183,6 +232,50 @@ COMPANIONS = {  # more tables of a report, {title: {column: function of a run}}
         "BLiMP": entry("blimp", "accuracy"),
         "its error over paradigms": entry("blimp", "standard_error"),
     },
+}
+WITHOUT_BLOCK_1 = {  # columns of a table whose title report.py makes of SHARE_OF_BLOCK_1
+    "causal": causal_without_block_1,
+    "permutation": permutation_without_block_1,
+    "Jacobian deviation": deviation_without_block_1,
+    "slope of its logarithm along the blocks": slope_without_block_1,
+    "the same slope with block 1": slope_of_log_deviation,
+}
+BY_PLACE = {  # columns of one whose title says which blocks stand where
+    place: worth_at(place) for place in ("block 1", "early", "middle", "late", "last block")
+}
+
+
+def share_of_blocks(values):
+    """What block 1 is of a sum over the blocks; None where that is nothing."""
+    return values[0] / sum(values) if sum(values) else None
+
+
+def share_of_pairs(matrix):
+    """What the pairs of block 1 are of a sum over all pairs; None where that is nothing."""
+    above = np.triu(matrix, 1)
+    return above[0].sum() / above.sum() if above.any() else None
+
+
+def share_of_block_1(share, *keys):
+    """The function of a run that says what block 1 is of what it looks up; None as share and entry
+    say."""
+
+    def share_of(run):
+        values = entry(*keys)(run)
+        return None if values is None else share(values)
+
+    return share_of
+
+
+def share_of_worths(ratios):
+    return share_of_blocks(worths(ratios))
+
+
+SHARE_OF_BLOCK_1 = {  # functions of a run
+    "causal": share_of_block_1(share_of_pairs, "causal_matrix"),
+    "permutation": share_of_block_1(share_of_pairs, "permutation_matrix"),
+    "the Jacobian deviation": share_of_block_1(share_of_blocks, "jacobian", "deviation"),
+    "the sum of u, a block removed": share_of_block_1(share_of_worths, "prune_ratios"),
 }
 
 

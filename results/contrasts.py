@@ -22,9 +22,13 @@ MEASURES = (  # of CLAIM_METRICS, in the order of the columns
     "growth",
     "exponent",
     "causal",
+    "causal without block 1",
     "permutation",
-    "N_eff / L, removed",
+    "permutation without block 1",
     "geometric mean of u, removed",
+    "worth, early",
+    "worth, middle",
+    "worth, late",
     "BLiMP",
 )
 WELCH = 1  # spreads that differ more than so many times are not pooled: each point has its own

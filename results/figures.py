@@ -2,11 +2,12 @@
 
 Of a sweep, {point: its runs, one per seed}: line_figure (curves over blocks or steps),
 point_figure (what each point comes to), ladder_figure and matrix_figure; of points set against each
-other: contrasts_figure. Of several sweeps: changes_figure and verdicts_figure. Of sparsity.py's
-numbers: theory_figure and masks_figure; of results/scaling.py's: scaling_figure. Seeds are shown by
-their mean and its 95 % interval; a single seed has none. A line across a panel says where values
-end, at a floor, or what they are held against. A mark with a ring is of runs in which the norms'
-eps counts; a hollow one is a change whose interval holds none. save_figure writes the PNG.
+other: contrasts_figure. Of several sweeps: hero_figure, changes_figure and verdicts_figure. Of
+sparsity.py's numbers: theory_figure and masks_figure; of results/scaling.py's: scaling_figure.
+Seeds are shown by their mean and its 95 % interval; a single seed has none. A line across a panel
+says where values end, at a floor, or what they are held against. A mark with a ring is of runs in
+which the norms' eps counts; a hollow one is a change whose interval holds none. save_figure writes
+the PNG.
 """
 
 import math
@@ -22,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image  # which matplotlib stands on
 
 from data.files import replacing
-from results.claims import CLAIM_METRICS, LOG_METRICS, METRICS, entry, eps_counts
+from results.claims import CLAIM_METRICS, EXPERIMENT, LOG_METRICS, METRICS, entry, eps_counts
 from results.verdicts import ROUNDING, difference, interval
 
 POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
@@ -32,7 +33,7 @@ POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
         "growth, var h_L / var h_1": entry("growth", "growth"),
         "causal": METRICS["causal"],
         "permutation": METRICS["permutation"],
-        "N_eff / L, removed": CLAIM_METRICS["N_eff / L, removed"],
+        "geometric mean of u, removed": CLAIM_METRICS["geometric mean of u, removed"],
     },
     "companions": {
         "exponent of the variance": entry("growth", "exponent"),
@@ -43,16 +44,16 @@ POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
         "BLiMP": entry("blimp", "accuracy"),
     },
 }
-FROM_ZERO = ("usefulness", "N_eff / L", "N_eff / L, removed")
+FROM_ZERO = ("usefulness", "N_eff / L")
 SHARES = (*FROM_ZERO, "choice accuracy", "BLiMP")  # their axes end where a share must
-LOGARITHMIC = ("last-layer variance", "growth, var h_L / var h_1")
+LOGARITHMIC = ("last-layer variance", "growth, var h_L / var h_1", "geometric mean of u, removed")
 POINT_TITLES = {  # where a metric's name does not say what it is
     "last-layer variance": "variance of the last state, h_L",
     "causal": "causal score, one block skipped",
     "permutation": "permutation score, two swapped",
     "usefulness": "share of blocks above 10 % (usefulness)",
     "N_eff / L": "N_eff / L, a block made linear",
-    "N_eff / L, removed": "N_eff / L, a block removed",
+    "geometric mean of u, removed": "worth of a typical block, removed",
 }
 JUST_ABOVE_ONE = 1.03  # upper end of a share's axis
 BELOW_ZERO = 0.04  # of its height: room for the lower half of a mark at 0
@@ -460,8 +461,9 @@ def shown_of(points):
     return "means over seeds, with 95 % intervals"
 
 
-def draw_lines(axis, points, panel):
-    for point, style in point_styles(points).items():
+def draw_lines(axis, points, panel, style_of=None):
+    """style_of: as point_styles gives it."""
+    for point, style in (style_of or point_styles(points)).items():
         draw_line(axis, point, points[point], panel, style)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axis.set_title(panel.title, fontsize=TITLE_SIZE)
@@ -832,10 +834,76 @@ def mark_of(change):
 # Several sweeps ----------------------------------------------------------------------------------
 
 
-HERO = [  # the curse at a glance: of the depth sweep
-    replace(LINES["scale_free"][0], title="growth of the variance along the blocks"),
-    LINES["pruning"][0],
+HERO = [  # the curse at a glance
+    replace(LINES["scale_free"][0], title="growth of the variance\nalong the blocks"),
+    replace(LINES["pruning"][0], title="growth of the loss\nwith one block removed"),
 ]
+OF_SOURCES = [  # looks of what is set beside the plain model, which keeps its depth's
+    {"color": "black", "marker": "^", "linestyle": "dashed"},
+    {"color": "tab:red", "marker": "s", "linestyle": "solid"},
+    {"color": "tab:blue", "marker": "o", "linestyle": "dashdot"},
+    {"color": "tab:brown", "marker": "X", "linestyle": "dotted"},
+    {"color": "tab:pink", "marker": "P", "linestyle": "solid"},
+]
+LINE_OF_TEXT = 140  # characters below that figure, at most
+
+
+def hero_figure(depths, sparsest):
+    """The curse, and what sparsity does to it, in a row: growth of the variance, and of the loss
+    with one block removed, of the depth sweep's points; then the latter of each other sweep's
+    sparsest point, {sweep: runs}, beside the plain one that is as deep. Either may be empty."""
+    plain, sources = beside_plain(depths, sparsest)
+    drawn = [(legible(depths), panel, None) for panel in HERO if depths]
+    if sources:
+        n_blocks = next(iter(sources.values()))[0].config["n_layer"]
+        title = f"{HERO[-1].title}, {n_blocks} blocks"
+        if depths:
+            title = f"the same, {n_blocks} blocks:\n{'plain and ' * bool(plain)}sparse"
+        looks = {point: point_styles(depths)[point] for point in plain}
+        looks |= zip(sources, OF_SOURCES, strict=False)
+        drawn.append((plain | sources, replace(HERO[-1], title=title), looks))
+    size = (WIDTH, 3.7)
+    figure, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", squeeze=False)
+    for axis, of_panel in zip(axes[0], drawn, strict=True):
+        draw_lines(axis, *of_panel)
+    if depths:
+        axes[0, 1].legend(loc="upper right", fontsize=8)
+    if sources:
+        axes[0, -1].legend(loc="lower right", fontsize=8)  # where no block's worth is
+    if depths and sources:
+        same_height(*axes[0, 1:])
+        axes[0, -1].set_ylabel("")
+    figure.supxlabel(hero_text(depths, plain, sparsest), fontsize=9)
+    return figure
+
+
+def beside_plain(depths, sparsest):
+    """({point: runs} of the depth sweep that is as deep as the sparsest points, {their point:
+    runs})."""
+    sources = {runs[0].point: runs for runs in sparsest.values()}
+    as_deep = {runs[0].config["n_layer"] for runs in sources.values()}
+    plain = {point: runs for point, runs in depths.items() if runs[0].config["n_layer"] in as_deep}
+    return plain, sources
+
+
+def hero_text(depths, plain, sparsest):
+    """Which runs come from which sweep, and what lines and bands are."""
+    name = EXPERIMENT["n_layer"]
+    from_sweeps = [f"{point} ({name})" for point in plain]
+    from_sweeps += [f"{runs[0].point} ({sweep})" for sweep, runs in sparsest.items()]
+    said = [f"left and middle: all of {name}"] if depths else []
+    where = "right: " * bool(depths)
+    said += [where + ", ".join(from_sweeps)] if sparsest else []
+    lines = textwrap.wrap("; ".join(said), LINE_OF_TEXT)
+    return "\n".join([*lines, shown_of(depths | sparsest)])
+
+
+def same_height(*axes):
+    """Logarithmic axes, up, from the lowest end to the highest."""
+    low, high = np.transpose([axis.get_ylim() for axis in axes])
+    for axis in axes:
+        axis.set_ylim(low.min(), high.max())
+        logarithmic(axis, "y")
 
 
 CHANGES = {  # metric, judged by its logarithm: title

@@ -1,31 +1,38 @@
-"""report.md of a sweep, with its figures; claims.md and two figures of several sweeps."""
+"""report.md of a sweep, with its figures; claims.md and three figures of several sweeps."""
 
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from configs.read import MEASURED_BY
 from data.files import BadInput, say, write_text
 from results.claims import (
+    BY_PLACE,
     COMPANIONS,
     EXPERIMENT,
     LOG_METRICS,
     METRICS,
     RESOLUTION,
+    SHARE_OF_BLOCK_1,
+    WITHOUT_BLOCK_1,
     ends_along,
+    entry,
     eps_counts,
     families,
     judge_sweep,
+    points_along,
     resolution,
     without_diverged_rates,
 )
 from results.contrasts import ALONG, MEASURES, answers
 from results.figures import (
-    HERO,
     LINES,
     POINT_METRICS,
     changes_figure,
     contrasts_figure,
     drawable,
+    hero_figure,
     ladder_figure,
     line_figure,
     matrix_figure,
@@ -33,6 +40,7 @@ from results.figures import (
     save_figure,
     verdicts_figure,
 )
+from results.scores import places
 from results.verdicts import LEVEL, ROUNDING, interval
 
 EPS_MARK = " ‡"  # † is of verdicts, in README
@@ -231,11 +239,13 @@ def metrics_table(points, metrics=METRICS):
 
 
 def companion_tables(points):
-    """Lines of the tables of COMPANIONS, without the columns that no run has."""
+    """Lines of the tables of COMPANIONS, and of two on block 1 and the others, without the columns
+    that no run has."""
     marked = {point + EPS_MARK * any(map(eps_counts, of)): of for point, of in points.items()}
     runs = [run for of_point in points.values() for run in of_point]
     lines = []
-    for title, columns in COMPANIONS.items():
+    tables = {about_block_1(points): WITHOUT_BLOCK_1, about_places(points): BY_PLACE}
+    for title, columns in {**COMPANIONS, **tables}.items():
         there = {
             name: metric
             for name, metric in columns.items()
@@ -249,6 +259,46 @@ def companion_tables(points):
             "",
         ]
     return lines
+
+
+def about_block_1(points):
+    """The title of a table without it: why, with its share of each score, by the points' means."""
+    shares = {
+        name: [np.mean(known) for runs in points.values() if (known := known_of(share, runs))]
+        for name, share in SHARE_OF_BLOCK_1.items()
+    }
+    *others, last = [f"{percents(of)} of {name}" for name, of in shares.items() if of] or ["–"]
+    said = f"{', '.join(others)} and {last}" if others else last
+    return (
+        "Without block 1, which turns the embedding into a stream and is unlike all others: alone, "
+        f"or in its pairs, it is {said} (an even share would be 1 / L, of pairs 2 / L)"
+    )
+
+
+def known_of(metric, runs):
+    return [value for value in map(metric, runs) if value is not None]
+
+
+def percents(shares):
+    """Such as "66 to 81 %"."""
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def about_places(points):
+    """The title of a table of what blocks are worth: which stand where."""
+    depths = sorted({run.config["n_layer"] for runs in points.values() for run in runs})
+    thirds = [f"of {L}: {thirds_text(L)}" for L in depths if "early" in places(L)]
+    parted = f"; early, middle and late are thirds of blocks 2 to L, {'; '.join(thirds)}"
+    of = "geometric mean of u, a block removed" + parted * bool(thirds)
+    return f"What a block is worth, by place ({of})"
+
+
+def thirds_text(L):
+    """Such as "2 to 4, 5 to 6, 7 to 8" of 8 blocks."""
+    of = places(L)
+    ends = [(of[name][0], of[name][-1]) for name in ("early", "middle", "late")]
+    return ", ".join(f"{first} to {last}" if first < last else f"{first}" for first, last in ends)
 
 
 def resolution_table(points):
@@ -318,7 +368,8 @@ CONTRASTS_ARE = (
     "how many times as large each measure is at the first point as at the second, by the means of "
     "its logarithm, or how much larger, with 95 % intervals by each of the two points' own spread "
     "(Welch). In bold are intervals without 1, or of differences without 0; of so many, not "
-    "corrected for their number, some are so by chance, and none is a verdict."
+    "corrected for their number, some are so by chance, and none is a verdict. Worth, early, "
+    "middle and late: the geometric mean of u, a block removed, over thirds of blocks 2 to L."
 )
 
 
@@ -435,6 +486,51 @@ def labelled(of_sweep):
     return {f"{name} ({labels[name]})": verdicts for name, verdicts in of_sweep.items()}
 
 
+def depths_of(sweeps):
+    """The points of the depth sweep; none where it is not there."""
+    depth = sweeps.get(EXPERIMENT["n_layer"])
+    return depth.points if depth else {}
+
+
+def sparsest_of(sweeps):
+    """{sweep: runs of its sparsest point} of the sources of sparsity whose experiments are there,
+    as far as they are as deep as the first."""
+    found = {}
+    for option, name in EXPERIMENT.items():
+        if name in sweeps and option not in ("n_layer", "rung"):
+            sweep = sweeps[name]
+            if ordered := points_along(option, sweep.points, sweep.diverged):
+                found[name] = ordered[0 if option == "mask density" else -1]
+    depths = {name: runs[0].config["n_layer"] for name, runs in found.items()}
+    first, *_ = depths.values() or [None]
+    return {name: runs for name, runs in found.items() if depths[name] == first}
+
+
+N_EFF_REMOVED = "N_eff / L, removed"  # a claim's metric
+SHARE_OF_SUM = SHARE_OF_BLOCK_1["the sum of u, a block removed"]
+
+
+def about_n_eff(sweeps, of_sweep):
+    """What the verdicts on N_eff / L by removal are worth where the depth changes: a sentence, or
+    none where no such sweep is among {name: its Verdicts} or block 1 has less than half of a sum.
+    """
+    shares, n_effs, names = [], [], set()
+    for name, verdicts in of_sweep.items():
+        claims = {v.claim.name for v in verdicts if v.claim.metric == N_EFF_REMOVED}
+        runs = [run for of_point in sweeps[name].points.values() for run in of_point]
+        if claims and len({run.config["n_layer"] for run in runs}) > 1:
+            names |= claims
+            shares += known_of(SHARE_OF_SUM, runs)
+            n_effs += known_of(entry("removal_use", "n_eff"), runs)
+    if not shares or min(shares) <= 1 / 2:
+        return None
+    return (
+        f"{N_EFF_REMOVED} ({enumerated(names)}), says little besides L: block 1 alone is "
+        f"{percents(shares)} of the sum of u, so N_eff, which is at most 1 over its share squared, "
+        f"stays between {min(n_effs):.1f} and {max(n_effs):.1f}, and N_eff / L goes as 1 / L."
+    )
+
+
 def report_all(sweeps, folder):
     """Figures and claims.md, over several sweeps {name: Sweep}, into folder."""
     of_sweep = {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
@@ -444,12 +540,15 @@ def report_all(sweeps, folder):
         save_figure(verdicts_figure(panels), folder / "verdicts.png")
         ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
         save_figure(changes_figure(ends), folder / "changes.png")
-    if depth := sweeps.get(EXPERIMENT["n_layer"]):
-        save_figure(line_figure(depth.points, HERO), folder / "hero.png")
+    depths, sparsest = depths_of(sweeps), sparsest_of(sweeps)
+    if depths or sparsest:
+        save_figure(hero_figure(depths, sparsest), folder / "hero.png")
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     lines = [f"# Claims of {', '.join(sweeps)}, by the rule in results/verdicts.py"]
     for family in families(judged):
         lines += ["", f"## {family.title}", "", *family_table(family)]
+    if said := about_n_eff(sweeps, of_sweep):
+        lines += ["", said]
     for name, sweep in sweeps.items():
         lines += [f"\n{name}: {sentence}" for sentence in about_rates(sweep)]
     write_text(folder / "claims.md", "\n".join(lines) + "\n")

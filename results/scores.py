@@ -42,16 +42,31 @@ def effective_depth(ratios):
     return float(u.sum() ** 2 / max((u**2).sum(), TINY))
 
 
+def typical_worth(u):
+    """What a typical one of some blocks is worth, exp(mean log max(u, FLOOR))."""
+    return float(np.exp(np.log(np.maximum(u, FLOOR)).mean()))
+
+
+def places(L):
+    """{place: its block numbers}. Block 1 turns the embedding into a stream, so blocks 2 to L alone
+    are parted: into thirds, of which an earlier one may have a block more. Of fewer than four
+    blocks, in which a third would be empty, there are no thirds."""
+    of = {"block 1": np.array([1])}
+    if L > 3:
+        thirds = np.array_split(np.arange(2, L + 1), 3)
+        of |= zip(("early", "middle", "late"), thirds, strict=True)
+    return of | {"last block": np.array([L])}
+
+
 def use_of_depth(ratios):
     """{score: number} of the (L,) loss ratios of single blocks.
 
     Without the first block, which rewrites the embedding, N_eff is a share of L - 1. The geometric
-    mean exp(mean log max(u, FLOOR)) is what a typical block is worth; at_floor is the share of
-    blocks that count as FLOOR. Were the same work shared among more blocks, it would fall as 1 / L:
-    times_L it would stay.
+    mean is what a typical block is worth; at_floor is the share of blocks that count as FLOOR. Were
+    the same work shared among more blocks, it would fall as 1 / L: times_L it would stay.
     """
     L, u = len(ratios), worths(ratios)
-    typical = float(np.exp(np.log(np.maximum(u, FLOOR)).mean()))
+    typical = typical_worth(u)
     scores = {
         "n_eff": effective_depth(ratios),
         "n_eff_share": effective_depth(ratios) / L,

@@ -33,6 +33,105 @@ def test_perplexity_on_the_same_targets():
         assert [metric(run) for run in without] == [None, None]
 
 
+# Without block 1 ---------------------------------------------------------------------------------
+
+
+def scored_at_random(L, seed=0):
+    """A run of L blocks: a causal matrix, whose lower half must not count, one of swaps, deviations
+    and ratios, of which the last is no worth at all."""
+    rng = np.random.default_rng(seed)
+    swaps = rng.uniform(0.1, 1, (L, L))
+    analysis = {
+        "causal_matrix": rng.uniform(0.1, 1, (L, L)).tolist(),
+        "permutation_matrix": (swaps + swaps.T).tolist(),
+        "jacobian": {"deviation": rng.uniform(0.1, 1, L).tolist()},
+        "prune_ratios": [*rng.uniform(1.01, 2, L - 1), 0.9],
+    }
+    return Run("", {}, {}, [], analysis)
+
+
+@pytest.mark.parametrize("L", [3, 4, 8, 17])
+@pytest.mark.parametrize("score", ["causal", "permutation"])
+def test_pairs_without_block_1(L, score):
+    """The mean of those that block 1 is none of, and what the others are of the sum of all."""
+    run = scored_at_random(L)
+    matrix = run.analysis[f"{score}_matrix"]
+    later, all_pairs = [], []
+    for a in range(L):
+        for b in range(a + 1, L):
+            all_pairs.append(matrix[a][b])
+            if a > 0:
+                later.append(matrix[a][b])
+    mean = sum(later) / len(later)
+    assert claims.CLAIM_METRICS[f"{score} without block 1"](run) == pytest.approx(mean)
+    share = 1 - sum(later) / sum(all_pairs)
+    assert claims.SHARE_OF_BLOCK_1[score](run) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("L", [3, 8])
+def test_jacobians_without_block_1(L):
+    run = scored_at_random(L)
+    first, *later = run.analysis["jacobian"]["deviation"]
+    mean = claims.CLAIM_METRICS["Jacobian deviation without block 1"](run)
+    assert mean == pytest.approx(sum(later) / len(later))
+    share = claims.SHARE_OF_BLOCK_1["the Jacobian deviation"](run)
+    assert share == pytest.approx(first / (first + sum(later)))
+    fitted = np.polyfit(np.arange(2, L + 1), np.log(later), 1)[0]
+    assert claims.CLAIM_METRICS["slope without block 1"](run) == pytest.approx(fitted)
+
+
+def test_a_slope_that_is_block_1_alone_is_none_without_it():
+    run = Run("", {}, {}, [], {"jacobian": {"deviation": [0.8, 0.1, 0.1, 0.1]}})
+    assert claims.slope_of_log_deviation(run) < -0.5
+    assert claims.slope_without_block_1(run) == 0
+
+
+@pytest.mark.parametrize("L", [4, 8, 17])
+def test_worth_by_place(L):
+    """A product of the blocks' worths, and its root; none at all counts as 1e-4."""
+    run = scored_at_random(L)
+    u = {l: run.analysis["prune_ratios"][l - 1] - 1 for l in range(1, L)} | {L: 1e-4}
+    places = {"early": [], "middle": [], "late": [], "block 1": [1], "last block": [L]}
+    for l in range(2, L + 1):
+        sizes = [math.ceil((L - 1 - i) / 3) for i in range(3)]
+        place = "early" if l < 2 + sizes[0] else "middle" if l < 2 + sum(sizes[:2]) else "late"
+        places[place].append(l)
+    for place, blocks in places.items():
+        expected = math.prod(u[l] for l in blocks) ** (1 / len(blocks))
+        assert claims.BY_PLACE[place](run) == pytest.approx(expected)
+        if place in ("early", "middle", "late"):
+            assert claims.CLAIM_METRICS[f"worth, {place}"](run) == pytest.approx(expected)
+    share = (run.analysis["prune_ratios"][0] - 1) / (sum(u.values()) - 1e-4)
+    of_sum = claims.SHARE_OF_BLOCK_1["the sum of u, a block removed"](run)
+    assert of_sum == pytest.approx(share)
+
+
+TOO_FEW = {  # blocks at least: metrics that fewer have none of
+    2: ["Jacobian deviation without block 1"],
+    3: ["causal without block 1", "permutation without block 1", "slope without block 1"],
+    4: ["worth, early", "worth, middle", "worth, late"],
+}
+
+
+@pytest.mark.parametrize("L", [1, 2, 3, 4])
+def test_of_too_few_blocks_there_is_nothing_without_the_first(L):
+    run = scored_at_random(L)
+    for least, metrics in TOO_FEW.items():
+        for metric in metrics:
+            measured = claims.CLAIM_METRICS[metric](run)
+            assert measured is None if L in range(least) else measured != 0
+
+
+def test_what_an_older_run_lacks_has_no_share_and_nor_has_a_sum_of_nothing():
+    lacking = Run("", {}, {}, [], {})
+    nothing = scored_at_random(4)
+    nothing.analysis["prune_ratios"] = [0.9] * 4
+    nothing.analysis["causal_matrix"] = np.zeros((4, 4))
+    assert {share(lacking) for share in claims.SHARE_OF_BLOCK_1.values()} == {None}
+    for score in ("the sum of u, a block removed", "causal"):
+        assert claims.SHARE_OF_BLOCK_1[score](nothing) is None
+
+
 # Which claims a sweep speaks to ------------------------------------------------------------------
 
 

@@ -137,7 +137,9 @@ def test_the_section_of_a_report():
         "perplexity": "**0.500 (0.467 to 0.535)**",
         "exponent, difference": "+0.010 ± 0.068",
         **dict.fromkeys(("last-layer variance", "growth", "causal", "permutation"), "–"),
-        **dict.fromkeys(("N_eff / L, removed", "geometric mean of u, removed"), "–"),
+        **dict.fromkeys(("causal without block 1", "permutation without block 1"), "–"),
+        **dict.fromkeys(("worth, early", "worth, middle", "worth, late"), "–"),
+        "geometric mean of u, removed": "–",
         "BLiMP, difference": "–",
     }
     assert rule.count("---") == len(cells[0])

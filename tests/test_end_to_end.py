@@ -127,7 +127,9 @@ def test_every_sweep_has_a_report_with_figures(analysed, sweep, points):
     assert " ± " in report
     tables = re.findall(r"^(.+):\n\n\| point \|", report, re.MULTILINE)
     assert "| causal | " in report
-    assert tables == list(COMPANIONS)
+    *companions, without, by_place = tables
+    assert companions == list(COMPANIONS)
+    assert without.startswith("Without block 1, ") and by_place.startswith("What a block is worth")
 
 
 @pytest.mark.parametrize("sweep, points", POINTS)

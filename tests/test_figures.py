@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from results import figures
-from results.claims import CLAIMS, METRICS, Verdict, entry
+from results.claims import CLAIMS, EXPERIMENT, METRICS, Verdict, entry
 from results.contrasts import ALONG
 from results.figures import (
     LINES,
@@ -548,6 +548,100 @@ def test_verdicts_stand_in_their_measures_column_with_their_effect():
     assert colours == [VERDICT_COLOURS["opposed"], VERDICT_COLOURS["no effect"]]
     assert [label.get_text() for label in right.get_yticklabels()] == ["moe", "depth"]
     plt.close(figure)
+
+
+# The hero ----------------------------------------------------------------------------------------
+
+
+def with_worths(L, *factors, **options):
+    """Runs of L blocks, one for each factor, whose block l is worth factor / l."""
+    runs = [run(seed=seed, **options) for seed in range(len(factors))]
+    for each, factor in zip(runs, factors, strict=True):
+        each.config["n_layer"] = L
+        each.analysis = {
+            "prune_ratios": [1 + factor / l for l in range(1, L + 1)],
+            "variance": {"residual": [1.0, *(2.0**l for l in range(L))]},
+        }
+    return runs
+
+
+DEPTHS = {f"n_layer={L}": with_worths(L, 0.1, 0.2, n_layer=L) for L in (4, 8)}
+SPARSEST = {
+    "moe": with_worths(8, 0.3, 0.4, n_expert=64),
+    "context": with_worths(8, 0.5, 0.6, block_size=4096),
+}
+
+
+def curves(axis):
+    return {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+
+
+def middle(L, factors):
+    return [math.prod(factors) ** (1 / len(factors)) / l for l in range(1, L + 1)]
+
+
+def test_the_hero_sets_sparse_points_beside_the_plain_one_of_their_depth():
+    figure = figures.hero_figure(DEPTHS, SPARSEST)
+    variance, depth, sparse = figure.axes
+    assert list(curves(variance)) == list(curves(depth)) == ["n_layer=4", "n_layer=8"]
+    assert curves(variance)["n_layer=4"].get_ydata() == pytest.approx([1, 2, 4, 8])
+    drawn = {label: line.get_ydata() for label, line in curves(sparse).items()}
+    assert list(drawn) == ["n_layer=8", "n_expert=64", "block_size=4096"]
+    for factors, line in zip(((0.1, 0.2), (0.3, 0.4), (0.5, 0.6)), drawn.values(), strict=True):
+        assert line == pytest.approx(middle(8, factors))
+    assert len(sparse.collections) == 3  # bands
+    assert sparse.get_ylim() == depth.get_ylim()
+    plain = [curves(axis)["n_layer=8"] for axis in (depth, sparse)]
+    assert plain[0].get_color() == plain[1].get_color()
+    looks = {(line.get_color(), line.get_linestyle()) for line in curves(sparse).values()}
+    assert len(looks) == 3
+    first, second = figure.get_supxlabel().splitlines()
+    assert first == (
+        "left and middle: all of depth; right: n_layer=8 (depth), n_expert=64 (moe), "
+        "block_size=4096 (context)"
+    )
+    assert second == "means over seeds, with 95 % intervals"
+    assert "8 blocks:\nplain and sparse" in sparse.get_title()
+    plt.close(figure)
+
+
+PARTS = [  # depths, sparsest: number of panels, what is below them
+    (DEPTHS, {}, 2, "left and middle: all of depth\nmeans over"),
+    ({}, SPARSEST, 1, "n_expert=64 (moe), block_size=4096 (context)\nmeans over"),
+    (
+        {"n_layer=4": DEPTHS["n_layer=4"]},
+        SPARSEST,
+        3,
+        "left and middle: all of depth; right: n_exp",
+    ),
+]
+
+
+@pytest.mark.parametrize("depths, sparsest, n_panels, below", PARTS)
+def test_of_fewer_sweeps_the_hero_has_what_is_there(depths, sparsest, n_panels, below):
+    figure = figures.hero_figure(depths, sparsest)
+    assert len(figure.axes) == n_panels
+    assert figure.get_supxlabel().startswith(below)
+    assert "plain" not in figure.axes[-1].get_title()
+    assert all(axis.get_title() and curves(axis) for axis in figure.axes)
+    plt.close(figure)
+
+
+def test_the_hero_is_legible_at_the_width_of_a_page():
+    figure = figures.hero_figure(DEPTHS, SPARSEST)
+    assert figure.get_size_inches()[0] * figures.DOTS_PER_INCH <= 836
+    figure.draw_without_rendering()
+    titles = [axis.title.get_window_extent() for axis in figure.axes]
+    assert all(one.x1 < other.x0 for one, other in zip(titles[:-1], titles[1:], strict=True))
+    below = figure._supxlabel.get_window_extent()
+    assert below.x0 >= 0 and below.x1 <= figure.bbox.x1
+    plt.close(figure)
+
+
+def test_every_source_of_sparsity_has_a_look_of_its_own():
+    sources = len(EXPERIMENT) - 2  # but depth and the recipe
+    looks = {(style["color"], style["marker"]) for style in figures.OF_SOURCES}
+    assert len(looks) == len(figures.OF_SOURCES) == sources
 
 
 def test_saved_figures_are_small_and_whole(tmp_path, axis):

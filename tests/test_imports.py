@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "results.contrasts",
         "results.figures",
         "results.runs",
+        "results.scores",
         "results.verdicts",
         "data.files",
     },

@@ -20,6 +20,7 @@ from results.report import (
     with_interval,
 )
 from results.runs import Run
+from results.scores import derived
 
 # A control: depths times rates, two seeds, of which one diverged ---------------------------------
 
@@ -174,6 +175,27 @@ data, and the gap between held-out and training text:
 | n_layer=8,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 | 0.035 ± 0 |
 | n_layer=8,learning_rate=0.003 | 1.5 | 1.5 | 0.105 |
 
+Without block 1, which turns the embedding into a stream and is unlike all others: alone, or in \
+its pairs, it is 67 to 100 % of the Jacobian deviation and 12 to 100 % of the sum of u, a block \
+removed (an even share would be 1 / L, of pairs 2 / L):
+
+| point | Jacobian deviation | the same slope with block 1 |
+|---|---|---|
+| n_layer=1,learning_rate=0.001 | – | 0 ± 0 |
+| n_layer=1,learning_rate=0.003 ‡ | – | 0 ± 0 |
+| n_layer=8,learning_rate=0.001 | 0.01 ± 0 | -0.6931 ± 0 |
+| n_layer=8,learning_rate=0.003 | 0.01 | -0.6931 |
+
+What a block is worth, by place (geometric mean of u, a block removed; early, middle and late are \
+thirds of blocks 2 to L, of 8: 2 to 4, 5 to 6, 7 to 8):
+
+| point | block 1 | early | middle | late | last block |
+|---|---|---|---|---|---|
+| n_layer=1,learning_rate=0.001 | 0.1 ± 0 | – | – | – | 0.1 ± 0 |
+| n_layer=1,learning_rate=0.003 ‡ | 0.1 ± 0 | – | – | – | 0.1 ± 0 |
+| n_layer=8,learning_rate=0.001 | 0.1 ± 0 | 0.1 ± 0 | 0.1 ± 0 | 0.1 ± 0 | 0.1 ± 0 |
+| n_layer=8,learning_rate=0.003 | 0.1 | 0.1 | 0.1 | 0.1 | 0.1 |
+
 ‡ the norms' eps is more than 1 % of a variance of the stream.
 
 ![points](points.png)
@@ -211,7 +233,59 @@ def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_pa
     assert (tmp_path / "verdicts.png").read_text(encoding="utf-8") == "control (C1, C2, C3)"
     text = (tmp_path / "claims.md").read_text(encoding="utf-8")
     assert text.count("| control |") == 9 and "| one |" not in text
+    assert not (tmp_path / "hero.png").exists()  # of which no sweep is
     assert text.endswith("\n\ncontrol: At n_layer=8 the rate 0.003 diverged and was left out.\n")
+
+
+def swept(option, *values, seeds=2, ratios=(3.0, 1.1), **config):
+    """A Sweep of an option, of the other runs' shape."""
+    runs = []
+    for value in values:
+        for seed in range(seeds):
+            run = made_up_run(8, 0.001, seed, 20)
+            run.config |= {**config, option: value}
+            run.config["sweep"] = {**run.config["sweep"], "options": [option, "seed"]}
+            run.analysis |= {"prune_ratios": ratios, **derived({"prune_ratios": ratios})}
+            runs.append(run)
+    return sweep_of(runs)
+
+
+def test_each_source_of_sparsity_is_shown_by_its_sparsest_point():
+    sweeps = {
+        "moe": swept("n_expert", 64, 0, 4),
+        "sparse_attention": swept("window", 4, 2, attention="window"),
+        "gqa": swept("n_kv_head", 1, 4, 2),
+        "weight_decay": swept("weight_decay", 0.1, 3.0, n_layer=16),  # is deeper than the first
+        "wide_moe": swept("n_expert", 0, 16),  # no experiment of its own
+        "depth": swept("n_layer", 4, 8),
+    }
+    found = {name: runs[0].point for name, runs in report.sparsest_of(sweeps).items()}
+    assert found == {"weight_decay": "weight_decay=3"}
+    del sweeps["weight_decay"]
+    found = {name: runs[0].point for name, runs in report.sparsest_of(sweeps).items()}
+    assert found == {
+        "gqa": "n_kv_head=1",
+        "moe": "n_expert=64",
+        "sparse_attention": "window=2",
+    }
+    assert report.depths_of(sweeps) == sweeps["depth"].points
+    assert report.depths_of({"moe": sweeps["moe"]}) == {}
+
+
+def test_what_follows_from_the_depth_is_said_where_block_1_is_most_of_the_sum():
+    """Worths 2 and 0.1: a share of 20 / 21, and an N_eff of 2.1^2 / 4.01 = 1.1."""
+
+    def said(**sweeps):
+        verdicts = {name: report.judge_sweep(sweep.points) for name, sweep in sweeps.items()}
+        return report.about_n_eff(sweeps, verdicts)
+
+    depth, moe = swept("n_layer", 2, 4), swept("n_expert", 0, 4)
+    sentence = said(depth=depth, moe=moe)
+    assert sentence.startswith("N_eff / L, removed (C3+), says little besides L")
+    assert " alone is 95 % of the sum of u, " in sentence
+    assert " between 1.1 and 1.1, " in sentence
+    assert said(moe=moe) is None  # of one depth
+    assert said(depth=swept("n_layer", 2, 4, ratios=(1.1, 1.1))) is None  # half of it
 
 
 # Its parts ---------------------------------------------------------------------------------------

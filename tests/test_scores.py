@@ -43,6 +43,40 @@ def test_use_of_depth_by_hand():
     }
 
 
+def test_a_typical_blocks_worth_by_hand():
+    """Of 0.2 and 0.05 it is 0.1; none at all counts as 1e-4."""
+    assert scores.typical_worth([0.2, 0.05]) == pytest.approx(0.1)
+    assert scores.typical_worth([0.01, 0.0]) == pytest.approx(1e-3)
+
+
+PLACES = {  # number of blocks: early, middle, late
+    4: ([2], [3], [4]),
+    5: ([2, 3], [4], [5]),
+    8: ([2, 3, 4], [5, 6], [7, 8]),
+    16: (range(2, 7), range(7, 12), range(12, 17)),
+    32: (range(2, 13), range(13, 23), range(23, 33)),
+}
+
+
+@pytest.mark.parametrize("L, thirds", PLACES.items())
+def test_blocks_behind_the_first_are_parted_into_thirds(L, thirds):
+    of = {name: blocks.tolist() for name, blocks in scores.places(L).items()}
+    assert list(of) == ["block 1", "early", "middle", "late", "last block"]
+    assert list(of.values()) == [[1], *map(list, thirds), [L]]
+
+
+@pytest.mark.parametrize("L", range(4, 34))
+def test_thirds_hold_each_block_but_the_first_once_and_as_evenly_as_can_be(L):
+    thirds = [scores.places(L)[name].tolist() for name in ("early", "middle", "late")]
+    assert sum(thirds, []) == list(range(2, L + 1))
+    assert max(map(len, thirds)) - min(map(len, thirds)) <= 1
+
+
+@pytest.mark.parametrize("L", [1, 2, 3])
+def test_too_few_blocks_have_no_thirds(L):
+    assert list(scores.places(L)) == ["block 1", "last block"]
+
+
 def test_one_block_has_nothing_without_the_first():
     assert (
         not {"n_eff_without_first", "n_eff_share_without_first"} & scores.use_of_depth([2]).keys()
