@@ -64,6 +64,7 @@ from results.hot import draw_beside
 from results.report import counted, report_all, report_sweep
 from results.runs import described, load_run, publish_runs, read_runs, restore_runs
 from results.scores import (
+    TINY,
     causal_changes,
     derived,
     effective_depth,
@@ -82,7 +83,7 @@ from results.scores import (
     usefulness,
 )
 from results.tables import write_tables
-from sparsity import TINY, densities, in_float64, predict_variance
+from sparsity import densities, in_float64, predict_variance
 from train import (
     branches_add_up,
     choose_hardware,

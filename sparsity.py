@@ -39,13 +39,13 @@ from model import (
 from results.claims import margin_of
 from results.figures import masks_figure, save_figure, theory_figure
 from results.runs import load_run, rounded
+from results.scores import TINY
 from results.verdicts import judge
 
 SMALL_WEIGHT = 1e-3  # a twentieth of the standard deviation at initialisation
 ATTENTION_ENTRIES = 2**24  # attention probabilities held at once
 TOKENS_AT_ONCE = 2**14  # whose experts are looked up
 TABLE_SEQUENCES = 16  # that the command line's table is measured on
-TINY = 1e-300  # keeps 0 / 0 at 0
 FEW_SEQUENCES = 4  # that predict_variance follows one by one for topk
 
 
