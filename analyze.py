@@ -83,7 +83,8 @@ from results.scores import (
     usefulness,
 )
 from results.tables import write_tables
-from sparsity import densities, in_float64, predict_variance
+from sparsity import densities, in_float64
+from theory import predict_variance
 from train import (
     branches_add_up,
     choose_hardware,

@@ -24,6 +24,7 @@ SCORED_BY = [
         "analyze.py",
         "downstream.py",
         "sparsity.py",
+        "theory.py",
         "train.py",
         "model.py",
         "fast.py",
