@@ -30,13 +30,29 @@ TOKENS_AT_ONCE = 2**14  # whose experts are looked up
 TABLE_SEQUENCES = 16  # that the command line's table is measured on
 
 
-# Measured on a model -----------------------------------------------------------------------------
-
-
 def in_float64(x):
     """x in float64, in which sums and small differences keep their digits; on the CPU, where x is
     on an Apple GPU, which has no float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+@contextmanager
+def inputs_of(modules):
+    """While open, collects each module's latest input: {module: tensor}."""
+    seen = {}
+
+    def remember(module, args):
+        seen[module] = args[0]
+
+    handles = [module.register_forward_pre_hook(remember) for module in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# Weights -----------------------------------------------------------------------------------------
 
 
 def weight_density(weight):
@@ -62,20 +78,7 @@ def weight_sparsity(model):
     }
 
 
-@contextmanager
-def inputs_of(modules):
-    """While open, collects each module's latest input: {module: tensor}."""
-    seen = {}
-
-    def remember(module, args):
-        seen[module] = args[0]
-
-    handles = [module.register_forward_pre_hook(remember) for module in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+# Attention ---------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -105,6 +108,9 @@ def mean_over_queries(values):
     return in_float64(values).mean(dim=-1).sum(dim=0)
 
 
+# Experts -----------------------------------------------------------------------------------------
+
+
 @torch.no_grad()
 def expert_use(model, idx):
     """Share of a layer's assignments that each expert gets, (n_layer, n_expert) float64, or None
@@ -123,10 +129,13 @@ def expert_use(model, idx):
     return counts / counts.sum(dim=1, keepdim=True)
 
 
+# All four ----------------------------------------------------------------------------------------
+
+
 def densities(model, idx):
     """Everything this file measures on a model, as numbers and lists: the four densities under
-    "weight", "attention", "key_value", "expert", and what they were computed from. "balance" is
-    exp(entropy of expert use) / n_expert."""
+    "weight", "attention", "key_value", "expert", and what they were computed from. "expert_balance"
+    is exp(entropy of expert use) / n_expert."""
     config = model.config
     weights = weight_sparsity(model)
     attended = attended_keys(model, idx)
