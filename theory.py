@@ -1,22 +1,22 @@
 """What theory says of the residual stream at initialisation: its variance after every block.
 
-    python theory.py    predicted and simulated variance, as figures in results/: theory and
-                        theory_masks, .png and .json; minutes, on the CPU
+    python theory.py    theory and theory_masks, .png and .json, into results/: the variance as it
+                        is predicted and as it is of models drawn at random; takes minutes
 
-predict_variance has the closed form, for every toggle of model.py, and simulate_variance the same
-of models drawn at random (Monte Carlo). Both are of random weights: what training makes of them is
-not here.
+predict_variance has it in closed form, for every toggle of model.py, and simulate_variance from
+models drawn at random (Monte Carlo). Both are of random weights: what training makes of them is not
+here.
 
-Assumed is a Pre-RMSNorm stack as wide as one likes. All weights are independent with mean 0 and
-variance s2, so over their draw the features of the stream are exchangeable and every branch is
-uncorrelated with the stream it is added to: covariances simply add. With c[q, k] the covariance of
-the stream at positions q and k, RMSNorm hands on r = c / sqrt(c[q, q] c[k, k]), and a matrix of
-fan-in n makes n * s2 * r of it. A weight kept with probability p (else zero) turns s2 into p * s2.
-A norm on the embedding, or on what a branch adds (Peri-LN), leaves every token a variance of 1,
-and correlations as they are.
+Assumed is a Pre-RMSNorm stack of large width. All weights are independent with mean 0 and variance
+s2, so over their draw the features of the stream are exchangeable and every branch is uncorrelated
+with the stream it is added to: covariances simply add. With c[q, k] the covariance of the stream at
+positions q and k, RMSNorm hands on the correlation r = c[q, k] / sqrt(c[q, q] c[k, k]), and a
+matrix of fan-in n makes n * s2 * r of it. A weight kept with probability p (else zero) turns s2
+into p * s2. A norm on the embedding, or on what a branch adds (Peri-LN), leaves every token a
+variance of 1, and correlations as they are.
 
-So the file reads from the stack, which adds up what the branches add, to the branches, and to the
-integrals over Gaussians that they need; then come Monte Carlo and what the command writes.
+First comes the stack, which adds up what its branches add; then attention, the feed-forward and
+experts; then the integrals over Gaussians that these need; then Monte Carlo.
 """
 
 from data import interrupt
@@ -54,7 +54,7 @@ from results.verdicts import judge
 FEW_SEQUENCES = 4  # that predict_variance follows one by one for topk
 GRID = torch.linspace(-9, 9, 20001, dtype=torch.float64)  # for integrals over a standard Gaussian
 EQUAL = 1 - 1e-9  # correlations above: the same token
-SCORES = torch.linspace(-6.5, 6.5, 241, dtype=torch.float64)  # of variance 1
+SCORES = torch.linspace(-6.5, 6.5, 241, dtype=torch.float64)  # in units of their deviation
 
 
 # The stack ---------------------------------------------------------------------------------------
@@ -63,7 +63,8 @@ SCORES = torch.linspace(-6.5, 6.5, 241, dtype=torch.float64)  # of variance 1
 def predict_variance(config, idx, keep=1.0, std=INIT_STD):
     """Variance of the stream at initialisation, [h_0, ..., h_L], averaged over positions and over
     the sequences idx, (T,) or (N, T); the blocks' weights are kept with probability `keep`. Exact
-    as widths grow; only equal tokens are correlated at h_0.
+    as widths grow, but where attention_branch, attended_variance and moe_routing approximate; only
+    equal tokens are correlated at h_0.
 
     It is c_0 that is averaged over sequences, so that one prediction serves them all. This loses
     less than a tenth of the sequences' own differences (0.3 % for 96 sequences of books that differ
@@ -129,7 +130,8 @@ def behind_norm(covariance):
 
 
 def normalised(covariance, eps=0.0):
-    """Covariance (T, T) -> correlation (T, T)."""
+    """Covariance (T, T) -> correlation (T, T), which RMSNorm makes of it, as it divides each token
+    by its root mean square. eps is added to each variance."""
     scale = (covariance.diagonal() + eps).rsqrt()
     return covariance * scale[:, None] * scale[None, :]
 
@@ -150,9 +152,10 @@ def attention_branch(n_embd, s2_value, s2_output, probability, correlation, stat
     Scores at initialisation are near zero, so P is uniform over the keys in sight. For one query
     with m keys of mean correlation r this reads n^2 s2_value s2_output (r + (1 - r) / m): fewer
     keys, *more* variance from one block, as less is averaged away. What the mean P misses is put
-    on the diagonal by `statistics`, of attention_statistics. Sharing keys and values among heads
-    changes nothing: every head's values keep their variance, and the output matrix draws
-    independent weights for each head, so no head's share depends on another's."""
+    on the diagonal by attended_variance, from the `statistics` of attention_statistics; off the
+    diagonal it stays missing. Sharing keys and values among heads changes nothing: every head's
+    values keep their variance, and the output matrix draws independent weights for each head, so no
+    head's share depends on another's."""
     seen = probability @ correlation
     added = seen @ probability.T
     if statistics is not None:
@@ -162,7 +165,8 @@ def attention_branch(n_embd, s2_value, s2_output, probability, correlation, stat
 
 
 def attended_variance(n_embd, probability, correlation, seen, statistics):
-    """E[sum over pairs of keys p p' r] (T,) for each query; seen = probability @ correlation.
+    """E[sum over pairs of keys p p' r] (T,), the variance of each query's mean of values, where
+    values have variance 1; seen = probability @ correlation.
 
     Scores of keys of mean correlation r differ by 1 - r of their variance only, which tempers the
     spread. And a query prefers keys whose scores are high together: to first order it sees a pair
@@ -217,7 +221,9 @@ def key_preference(share, v):
 
 
 def rotary_cosine(config, T):
-    """(T, T) mean over a head's rotations of cos(angle * distance between two keys)."""
+    """(T, T) mean over a head's rotations of cos(angle * distance between two keys): RoPE turns
+    pairs of features by angle * position, so that of a query of random features the scores of two
+    keys of correlation r have correlation r times this mean."""
     size = config.n_embd // config.n_head
     angle = ROTARY_BASE ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
     position = torch.arange(T)
@@ -229,7 +235,8 @@ def rotary_cosine(config, T):
 
 
 def feed_forward_branch(config, s2_in, s2_out, correlation):
-    """Covariance (T, T) that a block's random SwiGLU or experts add."""
+    """Covariance (T, T) that a block's random SwiGLU or experts add: mlp_branch of the one, or of
+    one expert times moe_routing; shared experts add as one SwiGLU of all their hidden features."""
     C = config.n_embd
     if not config.n_expert:
         return mlp_branch(C, config.mlp_hidden, s2_in, s2_out, correlation)
@@ -272,9 +279,14 @@ def moe_routing(n_embd, n_expert, n_active, s2_router, correlation, normalize=Fa
 
 @cache
 def routing_curve(n_expert, n_active, v, normalize):
-    """moe_routing as a polynomial in the angle arccos(correlation), in which it is smooth."""
+    """moe_routing as a polynomial in the angle arccos(correlation), in which it is smooth: an
+    approximation summed over chosen_by_both, times what makes it exact at correlations 0 and 1.
+
+    There, with E[w^n] summed over experts by kept_weight, the exact values are E[w]^2 / n_expert,
+    of independent tokens, and E[w^2], of the same token twice."""
     rest = (n_expert - 1) * math.exp(v / 2)  # mean of the other experts' exp(logit)
     if normalize and n_active < n_expert:
+        # Of the chosen ones alone, whose logits lie above a quantile.
         share = torch.tensor(n_active / n_expert, dtype=torch.float64)
         above_quantile = torch.special.ndtr(math.sqrt(v) - torch.special.ndtri(1 - share))
         rest = (n_active - 1) * math.exp(v / 2) * (above_quantile / share).item()
@@ -300,8 +312,11 @@ def chosen_by_both(n_expert, n_active, r):
     """An expert's logits z, z' of variance 1 for two tokens of correlation r, on a grid of pairs;
     the pairs' probability; and the probability that both tokens choose it, (pairs,) each.
 
-    Experts are added one at a time: better[i, j] is the probability that i of them have larger
-    logits for the one token, j for the other; at most n_active - 1 may."""
+    z and z' are sums and differences of two independent Gaussians, which span the grid. Of any
+    other expert, orthant gives the probability that its logit is larger for the one token, for the
+    other or for both. As experts are independent, they are added one at a time: better[i, j] is the
+    probability that i of them have larger logits for the one token, j for the other; at most
+    n_active - 1 may."""
     x = torch.arange(-5, 5.1, 0.25, dtype=torch.float64)
     x, y = torch.cartesian_prod(x, x[x >= 0]).T  # -y counts with y, as better is symmetric
     pair = torch.exp(-(x**2 + y**2) / 2) * (1 + (y > 0))
@@ -347,6 +362,7 @@ def gaussian_kernel(function, correlation, n_terms=40):
 
 
 def normal_density(z):
+    """Density of a standard Gaussian at z."""
     return torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
 
 
@@ -391,6 +407,7 @@ def below(values):
 
 
 def above(values):
+    """Integral of values (..., z) from each z on."""
     return below(values.flip(-1)).flip(-1)
 
 
@@ -486,8 +503,6 @@ def theory_of_cases(folder, n_seeds=32):
 
 def write_theory(folder, name, figure, n_seeds, **numbers):
     """<name>.png and <name>.json into folder."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     save_figure(figure, folder / f"{name}.png")
     header = {"seeds": n_seeds, "torch": torch.__version__, "device": "cpu"}
     write_json(folder / f"{name}.json", rounded({**header, **numbers}))
@@ -516,7 +531,7 @@ def growth_under_mask(n_seeds, n_layer, **options):
 def theory_of_masks(folder, n_seeds=16, depths=(1, 4, 16)):
     """Claim C10, that a sparser mask slows the growth of variance at initialisation:
     theory_masks.png and .json into folder hold var(h_l) / var(h_0) against mask density, in closed
-    form and simulated, and verdicts by the rule of results/claims.py."""
+    form and simulated, and verdicts by the rule of results/verdicts.py."""
     patterns = {}
     for name, (option, values) in tqdm(MASK_SIZES.items(), desc="masks", disable=None):
         masks = [{"attention": name, option: value} for value in values]
@@ -537,6 +552,14 @@ def theory_of_masks(folder, n_seeds=16, depths=(1, 4, 16)):
     write_theory(folder, "theory_masks", figure, n_seeds, patterns=patterns)
 
 
+def write_both(folder):
+    """What theory_of_cases and theory_of_masks write, into folder, which is made at once: whether
+    it can be is not to be learned minutes later."""
+    folder.mkdir(exist_ok=True)
+    theory_of_cases(folder)
+    theory_of_masks(folder)
+
+
 # Command line ------------------------------------------------------------------------------------
 
 
@@ -545,8 +568,8 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args(argv)
-    or_one_sentence(theory_of_cases, "results")
-    or_one_sentence(theory_of_masks, "results", stopped="theory is written, theory_masks is not")
+    stopped = "files that were not written yet are as they were"
+    or_one_sentence(write_both, Path("results"), stopped=stopped)
 
 
 if __name__ == "__main__":

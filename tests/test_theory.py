@@ -3,6 +3,7 @@ random."""
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -532,3 +533,29 @@ def test_masks_are_judged_by_that_growth(three_windows):
     after_one_block = three_windows["verdicts"]["1"]
     assert after_one_block["verdict"] == "opposed"
     assert after_one_block["effect"] < 0
+
+
+def test_the_command_writes_both_into_results(tmp_path, monkeypatch, small_theory):
+    simulate = theory.simulate_variance
+
+    def two_draws(config, idx, keep=1.0, n_seeds=2):
+        return simulate(config, idx, keep, n_seeds=2)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(theory, "THEORY_CASES", {"half": ({}, 0.5)})
+    monkeypatch.setattr(theory, "MASK_SIZES", {"window": ("window", (16, 4))})
+    monkeypatch.setattr(theory, "simulate_variance", two_draws)
+    theory.main([])
+    names = ("theory.json", "theory.png", "theory_masks.json", "theory_masks.png")
+    assert sorted(path.name for path in Path("results").iterdir()) == sorted(names)
+
+
+def test_where_results_cannot_be_is_said_before_anything_is_computed(
+    tmp_path, monkeypatch, refused
+):
+    monkeypatch.chdir(tmp_path)
+    Path("results").write_text("a file", encoding="utf-8")
+    monkeypatch.setattr(theory, "simulate_variance", None)
+    message = refused(theory.main, [])
+    assert "results: File exists; a folder is to stand there" in message
+    assert Path("results").read_text(encoding="utf-8") == "a file"
