@@ -65,6 +65,7 @@ from results.hot import draw_beside
 from results.report import counted, report_all, report_sweep
 from results.runs import described, load_run, publish_runs, read_runs, restore_runs
 from results.scores import (
+    TINY,
     causal_changes,
     derived,
     effective_depth,
@@ -83,7 +84,8 @@ from results.scores import (
     usefulness,
 )
 from results.tables import write_tables
-from sparsity import TINY, densities, in_float64, predict_variance
+from sparsity import densities, in_float64
+from theory import predict_variance
 from train import branches_add_up, open_block, variance_of
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each

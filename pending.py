@@ -25,6 +25,7 @@ SCORED_BY = [
         "analyze.py",
         "downstream.py",
         "sparsity.py",
+        "theory.py",
         "train.py",
         "hardware.py",  # which device scores, and whether with fast.py's layers: the last digits
         "model.py",

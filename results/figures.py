@@ -3,11 +3,11 @@
 Of a sweep, {point: its runs, one per seed}: line_figure (curves over blocks or steps),
 point_figure (what each point comes to), ladder_figure and matrix_figure; of points set against each
 other: contrasts_figure. Of several sweeps: hero_figure, changes_figure and verdicts_figure. Of
-sparsity.py's numbers: theory_figure and masks_figure; of results/scaling.py's: scaling_figure.
-Seeds are shown by their mean and its 95 % interval; a single seed has none. A line across a panel
-says where values end, at a floor, or what they are held against. A mark with a ring is of runs in
-which the norms' eps counts; a hollow one is a change whose interval holds none. save_figure writes
-the PNG.
+theory.py's numbers: theory_figure and masks_figure; of results/scaling.py's: scaling_figure. Seeds
+are shown by their mean and its 95 % interval; a single seed has none. A line across a panel says
+where values end, at a floor, or what they are held against. A mark with a ring is of runs in which
+the norms' eps counts; a hollow one is a change whose interval holds none. save_figure writes the
+PNG.
 """
 
 import math

@@ -65,6 +65,7 @@ COMMANDS = {
     "bench.py": ["bench.py", "none.toml"],
     "analyze.py": ["analyze.py", "none"],
     "sparsity.py": ["sparsity.py", "none"],
+    "theory.py": ["theory.py"],
     "prepare.py": ["data/prepare.py", "text", "none.txt"],
     "scaling.py": ["-m", "results.scaling"],
     "public_cost.py": ["-m", "results.public_cost"],

@@ -10,7 +10,7 @@ from common import came_out, train
 sys.path.insert(0, str(Path.cwd()))
 from data.read import held_out_sequences
 from results.runs import load_run, read_log
-from sparsity import predict_variance
+from theory import predict_variance
 
 
 def added_by(branch, log):
