@@ -522,7 +522,7 @@ def verdict_on(claim, table):
     """The Verdict on a table of its metric: a list for each point, a number for each seed."""
     options = {"log": claim.metric in LOG_METRICS, "margin": margin_of(claim.metric)}
     judged = judge(table, claim.shape, **options)
-    apart = judge(table, claim.shape, **options, differ=1)
+    apart = judge(table, claim.shape, **options, pooled=False)
     p_apart = apart.p if apart.verdict in (judged.verdict, "undecided") else 1.0
     return Verdict(claim, *judged, p_apart, (min(map(len, table)), max(map(len, table))))
 
