@@ -18,7 +18,7 @@ perplexity, speaks for it; a rate at which any of its runs diverged is left out 
 
 import math
 from dataclasses import fields
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -119,6 +119,15 @@ LOG_METRICS = (  # that are judged by their logarithms
     "growth at initialisation",
 )
 
+OF_RATIOS = ("N_eff", "geometric mean", "permutation times L", "var h_", "variance of h_")
+
+
+def by_logarithm(name, values):
+    """Is a number of this name compared by its logarithm, as its claim is judged, or, as those that
+    begin like OF_RATIOS, is of the same kind, and are all values positive that are there?"""
+    judged_so = name in LOG_METRICS or name.startswith(OF_RATIOS)
+    return judged_so and all(value > 0 for value in values if value is not None)
+
 
 def columns_of_use(name):
     """Columns of a report: the scores under this entry of analysis.json, which are those of
@@ -198,35 +207,42 @@ def eps_counts(run):
 # What a score resolves: its own error beside what a sweep does to it -----------------------------
 
 
-def with_error(*keys):
-    """The functions of a run that look up a score, its standard error, and its pseudo-values."""
-    return entry(*keys), entry("standard_errors", *keys), entry("per_sequence", *keys)
+class Score(NamedTuple):
+    """Functions of a run."""
+
+    value: object
+    error: object  # its standard error over sequences
+    of_sequences: object  # its pseudo-values
 
 
-RESOLUTION = {  # functions of a run to the score, its error, and what each sequence says of it
-    "loss": with_error("loss"),
-    "causal": with_error("causal"),
-    "permutation": with_error("permutation"),
-    "var h_L / var h_1": with_error("growth", "growth"),
-    "exponent": with_error("growth", "exponent"),
-    "update angle": with_error("updates", "angle"),
-    "N_eff / L, linear": with_error("linear_use", "n_eff_share"),
-    "N_eff / (L - 1) without block 1, linear": with_error(
-        "linear_use", "n_eff_share_without_first"
-    ),
-    "sum of u, linear": with_error("linear_use", "sum"),
-    "geometric mean of u, linear": with_error("linear_use", "geometric_mean"),
-    "N_eff / L, removed": with_error("removal_use", "n_eff_share"),
-    "N_eff / (L - 1) without block 1, removed": with_error(
+def score_at(*keys):
+    """The Score that stands in analysis.json under these keys, one inside the other."""
+    return Score(entry(*keys), entry("standard_errors", *keys), entry("per_sequence", *keys))
+
+
+RESOLUTION = {
+    "loss": score_at("loss"),
+    "causal": score_at("causal"),
+    "permutation": score_at("permutation"),
+    "var h_L / var h_1": score_at("growth", "growth"),
+    "exponent": score_at("growth", "exponent"),
+    "update angle": score_at("updates", "angle"),
+    "N_eff / L, linear": score_at("linear_use", "n_eff_share"),
+    "N_eff / (L - 1) without block 1, linear": score_at("linear_use", "n_eff_share_without_first"),
+    "sum of u, linear": score_at("linear_use", "sum"),
+    "geometric mean of u, linear": score_at("linear_use", "geometric_mean"),
+    "N_eff / L, removed": score_at("removal_use", "n_eff_share"),
+    "N_eff / (L - 1) without block 1, removed": score_at(
         "removal_use", "n_eff_share_without_first"
     ),
-    "sum of u, removed": with_error("removal_use", "sum"),
-    "geometric mean of u, removed": with_error("removal_use", "geometric_mean"),
+    "sum of u, removed": score_at("removal_use", "sum"),
+    "geometric mean of u, removed": score_at("removal_use", "geometric_mean"),
 }
 
 
 class Resolution(NamedTuple):
-    """Standard deviations of a score; nan where there are too few, or older, runs."""
+    """Standard deviations of a score, or of its logarithm; nan where there are too few, or older,
+    runs."""
 
     over_sequences: float  # root mean square over runs
     of_differences: float  # the same, of two neighbouring points' runs, what they share cancelled
@@ -234,18 +250,22 @@ class Resolution(NamedTuple):
     over_points: float  # of the points' means
 
 
-def resolution(points, value, error, of_sequences):
-    """The Resolution of a score over {point: runs}; None where a run lacks it."""
-    table = [[value(run) for run in runs] for runs in points.values()]
-    errors = [error(run) for runs in points.values() for run in runs]
+def resolution(points, score, log=False):
+    """The Resolution of a Score over {point: runs}, with log of its logarithm, whose errors are
+    those of the score over the score; None where a run lacks it."""
+    table = [[score.value(run) for run in runs] for runs in points.values()]
+    errors = [score.error(run) for runs in points.values() for run in runs]
     if None in errors:
         return None
+    if log:
+        errors = [error / value for error, value in zip(errors, chain(*table), strict=True)]
+        table = [np.log(row) for row in table]
     n_free = len(errors) - len(table)
     squares = sum(np.var(row) * len(row) for row in table)
     means = [np.mean(row) for row in table]
     return Resolution(
         over_sequences=root_mean_square(errors),
-        of_differences=root_mean_square(paired_errors(points, of_sequences)),
+        of_differences=root_mean_square(paired_errors(points, score, log)),
         over_seeds=math.sqrt(squares / n_free) if n_free else math.nan,
         over_points=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
     )
@@ -255,13 +275,17 @@ def root_mean_square(numbers):
     return math.sqrt(np.mean(np.square(numbers))) if numbers else math.nan
 
 
-def paired_errors(points, of_sequences):
+def paired_errors(points, score, log):
     """Of each two neighbouring points' first runs, where they were scored on the same sequences."""
+
+    def of_sequences(run):
+        return np.divide(score.of_sequences(run), score.value(run) if log else 1)
+
     firsts = [runs[0] for runs in points.values()]
     return [
         paired_error(of_sequences(one), of_sequences(other))
         for one, other in pairwise(firsts)
-        if None not in (of_sequences(one), of_sequences(other)) and scored_alike(one, other)
+        if None not in map(score.of_sequences, (one, other)) and scored_alike(one, other)
     ]
 
 
@@ -298,8 +322,9 @@ def about_use(name, option, shape, what, primary=""):
     """Claims on the use of depth: by the paper's three scores, of which one may be primary, and by
     ours."""
     scores = {"causal": "", "permutation": "", "usefulness": "", "N_eff / L, removed": "+"}
+    moves = {"last highest": "is highest", "highest inside": "is highest"}.get(shape, shape)
     return tuple(
-        Claim(name + plus, option, score, shape, f"{what}: {score} {shape}", score == primary)
+        Claim(name + plus, option, score, shape, f"{what}: {score} {moves}", score == primary)
         for score, plus in scores.items()
     )
 
@@ -494,6 +519,7 @@ class Verdict(NamedTuple):
     p: float
     p_apart: float  # the same with each point's own spread, never pooled; 1 where it says otherwise
     n_seeds: tuple  # the fewest and the most that a point has
+    step: float = math.nan  # of an effect that is a step's: by what factor the option grows in one
 
 
 def judge_sweep(points, diverged=()):
@@ -505,8 +531,21 @@ def judge_sweep(points, diverged=()):
         if not ordered:
             continue
         table = [[CLAIM_METRICS[claim.metric](run) for run in runs] for runs in ordered]
-        verdicts.append(verdict_on(claim, table))
+        verdict = verdict_on(claim, table)
+        verdicts.append(verdict._replace(step=step_of(claim, [runs[0] for runs in ordered])))
     return verdicts
+
+
+BY_FACTORS = ("n_layer", "block_size", "queries per key")  # options of which a step is one
+
+
+def step_of(claim, runs):
+    """By what factor the claim's option grows from one of these runs to the next, on average; nan
+    where it is not swept by factors, or the effect is not a step's."""
+    if claim.option not in BY_FACTORS or claim.shape not in ("rises", "falls"):
+        return math.nan
+    first, last = (value_of(claim.option, run) for run in (runs[0], runs[-1]))
+    return (last / first) ** (1 / (len(runs) - 1))
 
 
 def ends_along(points, diverged=()):

@@ -172,9 +172,9 @@ class Panel:
     place: float | None = None  # along x that matters: a line up
 
 
-def growth(*keys):
-    """The function of a run that looks up ratios of losses by these keys, as relative growth of the
-    loss: 0.1 for 1.1."""
+def growth_of_loss(*keys):
+    """The function of a run that looks up ratios of losses by these keys, as relative growth: 0.1
+    for 1.1."""
     ratios = entry(*keys)
     return lambda run: np.maximum(np.array(ratios(run)) - 1, SMALLEST_GROWTH)
 
@@ -247,7 +247,7 @@ def of_removed(title, order):
 
 def of_growth(title, *keys):
     """A panel over the blocks of loss ratios as relative growth, from SMALLEST_GROWTH on."""
-    ylabel, curve = "relative growth of the loss", growth(*keys)
+    ylabel, curve = "relative growth of the loss", growth_of_loss(*keys)
     return of_block(title, ylabel, curve, floor=SMALLEST_GROWTH)
 
 

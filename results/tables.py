@@ -32,6 +32,7 @@ from results.paper import PAPER, beside_paper
 from results.report import (
     CONTRAST_COLUMNS,
     amount_text,
+    cells_of,
     contrast_cells,
     corrected,
     enumerated,
@@ -40,7 +41,6 @@ from results.report import (
     table_row,
     table_rule,
     to_its_digit,
-    with_interval,
 )
 from results.runs import is_published, read_runs
 from results.verdicts import LEVEL, judge
@@ -64,7 +64,7 @@ def points_of(name):
 # What each table says ----------------------------------------------------------------------------
 
 
-def claims_table():
+def primary_table():
     """The ten primary claims, with Holm's correction, and the twin of those on variance."""
     of_primary, of_secondary, *_ = families(judged_by(*EXPERIMENT.values()))
     there = {
@@ -366,7 +366,8 @@ def public_table():
     rows = [table_row("score", "SmolLM2, 30 blocks", "ours, 32 blocks"), table_rule(3)]
     for name, (theirs, our) in BESIDE.items():
         value = reduce(lambda nested, key: nested[key], theirs, public)
-        rows.append(table_row(name, f"{value:.3g}", with_interval(list(map(entry(*our), ours)))))
+        (cell,) = cells_of(name, [[entry(*our)(run) for run in ours]])
+        rows.append(table_row(name, f"{value:.3g}", cell))
     return rows
 
 
@@ -410,7 +411,10 @@ def expected_table():
         if not is_published(path):
             continue
         for point, runs in points_of(path.stem).items():
-            cells = [with_interval([number(run) for run in runs]) for number in EXPECTED.values()]
+            cells = [
+                cells_of(name, [[number(run) for run in runs]])[0]
+                for name, number in EXPECTED.items()
+            ]
             devices = enumerated(run.summary["device"] for run in runs)
             rows.append(table_row(f"`{path.stem}`", point, str(len(runs)), *cells, devices))
     return rows
@@ -487,7 +491,7 @@ def masks_table():
 
 
 TABLES = {
-    "claims": claims_table,
+    "claims": primary_table,
     "speed": speed_table,
     "turns": turns_table,
     "small_gpu": small_gpu_table,

@@ -22,8 +22,8 @@ from results.tables import (
     PAGES,
     TABLES,
     change_text,
-    claims_table,
     filled,
+    primary_table,
     two_cells,
     write_tables,
 )
@@ -246,7 +246,7 @@ CHANGES = [  # metric, effect, half-width, text
     ("perplexity", -0.01, 0.002, "0.9900 times (0.9881 to 0.9920)"),
     ("usefulness", -0.1234, 0.045, "-0.123 ± 0.045"),
     ("usefulness", -0.1234, math.inf, "–"),
-    ("causal", 0.0, math.log(25), "1 times (0.04 to 25)"),  # no ratio is 0
+    ("causal", 0.0, math.log(25), "1.0 times (0.040 to 25)"),  # no ratio is 0
 ]
 
 
@@ -267,9 +267,9 @@ def test_verdicts_are_marked_that_need_pooled_spreads(adjusted, apart, text):
 
 def test_the_table_of_claims_has_all_ten():
     """Those that no sweep speaks to yet stand together in the last row."""
-    rows = [row.strip("| ").split(" | ")[0] for row in claims_table()[2:]]
+    rows = [row.strip("| ").split(" | ")[0] for row in primary_table()[2:]]
     assert sorted(", ".join(rows).split(", ")) == sorted(f"C{i}" for i in range(1, 11))
-    assert {row.count("|") for row in claims_table()} == {7}
+    assert {row.count("|") for row in primary_table()} == {7}
 
 
 RATES = {"half_rate_moe": 1e-3, "moe": 2e-3}
