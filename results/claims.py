@@ -26,7 +26,7 @@ import numpy as np
 from configs.read import MEASURED_BY, WHERE_NOT_WHAT
 from model import NORM_EPS, GPTConfig, mask_density
 from results.scores import paired_error
-from results.verdicts import holm, judge, slope_weights
+from results.verdicts import LEVEL, holm, judge, slope_weights
 
 SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
 
@@ -521,6 +521,10 @@ class Verdict(NamedTuple):
     n_seeds: tuple  # the fewest and the most that a point has
     step: float = math.nan  # of an effect that is a step's: by what factor the option grows in one
 
+    def needs_pooling(self):
+        """Does it not stand with each point's own spread?"""
+        return self.verdict != "undecided" and self.p_apart >= 1 - LEVEL
+
 
 def judge_sweep(points, diverged=()):
     """[Verdict] on the claims that the sweep speaks to. diverged: its other runs, which have no
@@ -548,12 +552,19 @@ def step_of(claim, runs):
     return (last / first) ** (1 / (len(runs) - 1))
 
 
+class Ends(NamedTuple):
+    option: str  # the option in EXPERIMENT that the sweep varies
+    first: list  # runs of its first point
+    last: list
+
+
 def ends_along(points, diverged=()):
-    """(first, last): lists of runs, of the option in EXPERIMENT that the sweep varies; None where
-    it varies none, or several. Of a ladder, the plain deep rung is the first."""
+    """The sweep's Ends; None where it varies no option in EXPERIMENT, or several. Of a ladder, the
+    plain deep rung is the first."""
     for option in EXPERIMENT:
         if ordered := points_along(option, points, diverged):
-            return ordered[1 if option == "rung" and len(ordered) > 2 else 0], ordered[-1]
+            first = ordered[1 if option == "rung" and len(ordered) > 2 else 0]
+            return Ends(option, first, ordered[-1])
     return None
 
 

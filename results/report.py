@@ -1,6 +1,7 @@
 """report.md of a sweep, with its figures; claims.md and two figures of several sweeps."""
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +20,10 @@ from results.claims import (
     families,
     judge_sweep,
     resolution,
+    value_of,
     without_diverged_rates,
 )
-from results.contrasts import ALONG, MEASURES, answers
+from results.contrasts import ALONG, MEASURES, answers, set_against
 from results.figures import (
     HERO,
     LINES,
@@ -40,6 +42,15 @@ from results.verdicts import LEVEL, ROUNDING, interval
 
 EPS_MARK = " ‡"  # † is of verdicts, in README
 SMALL_SHARE = 1 / 5  # of the seeds' spread: so small was the error over sequences to be
+WORDS = {  # option: what a figure's rows call it, in their order
+    "weight_decay": "decay",
+    "block_size": "context",
+    "queries per key": "queries per key",
+    "mask density": "mask density",
+    "n_expert": "experts",
+    "rung": "recipe, rung",
+    "n_layer": "blocks",
+}
 LAST_PLACE = 7  # behind the point; smaller numbers stand with an exponent
 
 
@@ -439,12 +450,15 @@ def corrected(verdict, adjusted):
 
 
 def after_correction(of_sweep):
-    """{sweep: its Verdicts}, each as it stands after Holm's correction within its family."""
+    """{sweep: its Verdicts}, each as it stands, with its p, after Holm's correction within its
+    family."""
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     stands = {name: [] for name in of_sweep}
     for family in families(judged):
-        for (name, verdict), adjusted in zip(family.verdicts, family.adjusted, strict=True):
-            stands[name].append(verdict._replace(verdict=corrected(verdict, adjusted)))
+        rows = zip(family.verdicts, family.adjusted, family.adjusted_apart, strict=True)
+        for (name, verdict), adjusted, apart in rows:
+            said = corrected(verdict, adjusted)
+            stands[name].append(verdict._replace(verdict=said, p=adjusted, p_apart=apart))
     return stands
 
 
@@ -474,6 +488,48 @@ def seeds_text(n_seeds):
     return counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
 
 
+def changes_of(ends):
+    """{label: what set_against says of the last point over the first} of {sweep: its Ends}, in the
+    order of a figure's rows: the narrowest models first, then by the option, and the experiment
+    that was made for it before others."""
+
+    def order(name):
+        option, first, _ = ends[name]
+        return width(first), list(WORDS).index(option), name != EXPERIMENT[option]
+
+    labels = change_labels(ends)
+    return {
+        labels[name]: set_against(ends[name].last, ends[name].first)
+        for name in sorted(ends, key=order)
+    }
+
+
+def change_labels(ends):
+    """{sweep: such as "decay 0 to 3"}, with the width where that is not most sweeps'; the same
+    change in a sweep besides the experiment has its name, too."""
+    usual = Counter(width(first) for _, first, _ in ends.values()).most_common(1)[0][0]
+    labels = {
+        name: f"{from_to(*of)}" + f" (width {width(of.first)})" * (width(of.first) != usual)
+        for name, of in ends.items()
+    }
+    n_with = Counter(labels.values())
+    return {
+        name: f"{label} ({name})"
+        if n_with[label] > 1 and name != EXPERIMENT[ends[name].option]
+        else label
+        for name, label in labels.items()
+    }
+
+
+def from_to(option, first, last):
+    values = (value_of(option, runs[0]) for runs in (first, last))
+    return f"{WORDS[option]} {' to '.join(f'{value:.4g}' for value in values)}"
+
+
+def width(runs):
+    return runs[0].config["n_embd"]
+
+
 def table_row(*cells):
     return f"| {' | '.join(cells)} |"
 
@@ -499,7 +555,7 @@ def report_all(sweeps, folder):
         panels = {"": labelled(after_correction(speaking))}
         save_figure(verdicts_figure(panels), folder / "verdicts.png")
         ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
-        save_figure(changes_figure(ends), folder / "changes.png")
+        save_figure(changes_figure(changes_of(ends)), folder / "changes.png")
     if depth := sweeps.get(EXPERIMENT["n_layer"]):
         save_figure(line_figure(depth.points, HERO), folder / "hero.png")
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]

@@ -23,7 +23,6 @@ from results.claims import (
     METRICS,
     ends_along,
     entry,
-    families,
     judge_sweep,
     margin_of,
 )
@@ -31,10 +30,10 @@ from results.contrasts import set_against, weighed_measures
 from results.paper import PAPER, beside_paper
 from results.report import (
     CONTRAST_COLUMNS,
+    after_correction,
     amount_text,
     cells_of,
     contrast_cells,
-    corrected,
     enumerated,
     seeds_text,
     sweep_of,
@@ -43,7 +42,7 @@ from results.report import (
     to_its_digit,
 )
 from results.runs import is_published, read_runs
-from results.verdicts import LEVEL, judge
+from results.verdicts import judge
 
 HERE = Path(__file__).parent
 PAGES = (
@@ -66,13 +65,11 @@ def points_of(name):
 
 def primary_table():
     """The ten primary claims, with Holm's correction, and the twin of those on variance."""
-    of_primary, of_secondary, *_ = families(judged_by(*EXPERIMENT.values()))
     there = {
-        verdict.claim: (verdict, adjusted, apart)
-        for family in (of_primary, of_secondary)
-        for (_, verdict), adjusted, apart in zip(
-            family.verdicts, family.adjusted, family.adjusted_apart, strict=True
-        )
+        verdict.claim: verdict
+        for name, verdicts in after_correction(judged_by(*EXPERIMENT.values())).items()
+        for verdict in verdicts
+        if name == EXPERIMENT[verdict.claim.option]
     }
     columns = ("claim", "predicted", "measured", "verdict", "growth, free of scale", "verdict")
     rows = [table_row(*columns), table_rule(len(columns))]
@@ -92,18 +89,16 @@ def same_question(one, other):
     return (one.name, one.metric) == (other.name, other.metric)
 
 
-def two_cells(measured):
+def two_cells(verdict):
     """What was measured, with the numbers of seeds where points have not equally many, and the
-    verdict after the correction; † where it does not hold with each point's own spread."""
-    verdict, adjusted, apart = measured
+    Verdict after the correction; † where it does not hold with each point's own spread."""
     fewest, most = verdict.n_seeds
     change = change_text(verdict)
     if fewest < most:
         change += f", {seeds_text(verdict.n_seeds)}"
-    said = corrected(verdict, adjusted)
-    if said == "undecided":
-        return change, said
-    return change, f"**{said}**" if apart < 1 - LEVEL else f"{said} †"
+    if verdict.needs_pooling():
+        return change, f"{verdict.verdict} †"
+    return change, verdict.verdict if verdict.verdict == "undecided" else f"**{verdict.verdict}**"
 
 
 def change_text(verdict):
@@ -119,15 +114,11 @@ def is_reported(name):
 
 
 def judged_by(*names):
-    """[(name, Verdict)] of those of these sweeps that are there."""
+    """{name: its Verdicts} of those of these sweeps that are there."""
     sweeps = {
         name: sweep_of(read_runs(HERE / f"{name}.json")) for name in names if is_reported(name)
     }
-    return [
-        (name, verdict)
-        for name, sweep in sweeps.items()
-        for verdict in judge_sweep(sweep.points, sweep.diverged)
-    ]
+    return {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
 
 
 HALVED = ("context", "weight_decay", "moe")  # whose end points are a sweep at half the rate, too
@@ -142,7 +133,7 @@ def half_rate_table():
         if ends is None:
             missing.append(f"`half_rate_{name}`")
         else:
-            rows += half_rate_rows(name, *ends, published_points(name))
+            rows += half_rate_rows(name, ends.first, ends.last, published_points(name))
     if missing:
         rows.append(table_row(", ".join(missing), "not run yet", *[""] * (len(columns) - 2)))
     return rows

@@ -8,7 +8,7 @@ import pytest
 import analyze
 from model import GPTConfig
 from results import report
-from results.claims import CLAIMS, Family, Verdict
+from results.claims import CLAIMS, Ends, Family, Verdict
 from results.report import (
     after_correction,
     effect_text,
@@ -329,6 +329,50 @@ def test_a_figure_shows_what_stands_after_the_correction():
         "C3": "undecided",
     }
     assert stands["tokens"] == []
+
+
+def ends(option, first, last, **config):
+    """Ends of two seeds each, with perplexities 8 and 2, and their runs' options."""
+    return Ends(
+        option,
+        *(
+            [
+                seed_of({"n_embd": 256, option: value, **config}, mean * apart)
+                for apart in (0.9, 1.1)
+            ]
+            for value, mean in ((first, 8.0), (last, 2.0))
+        ),
+    )
+
+
+def seed_of(config, perplexity):
+    config |= {"sweep": {"rung": config.get("rung")}}
+    summary = {"perplexity": perplexity, "last_layer_variance": 1.0}
+    return Run("", config, summary, [], {"causal": None, "permutation": None})
+
+
+def test_rows_of_changes_stand_in_the_order_of_their_meaning_and_say_what_changes():
+    rows = report.changes_of(
+        {
+            "control": ends("n_layer", 4, 32),
+            "depth": ends("n_layer", 4, 32),
+            "wide_moe": ends("n_expert", 0, 16, n_embd=512),
+            "recipe": ends("rung", 1, 5),
+            "context": ends("block_size", 64, 4096),
+            "weight_decay": ends("weight_decay", 0.0, 3.0),
+        }
+    )
+    assert list(rows) == [
+        "decay 0 to 3",
+        "context 64 to 4096",
+        "recipe, rung 1 to 5",
+        "blocks 4 to 32",
+        "blocks 4 to 32 (control)",
+        "experts 0 to 16 (width 512)",
+    ]
+    for measured in rows.values():  # the last over the first
+        assert measured["perplexity"].effect == pytest.approx(math.log(1 / 4))
+        assert measured["growth"] is None
 
 
 def of_loss(score, per_sequence):
