@@ -18,7 +18,7 @@ perplexity, speaks for it; a rate at which any of its runs diverged is left out 
 
 import math
 from dataclasses import fields
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ import numpy as np
 from configs.read import MEASURED_BY, WHERE_NOT_WHAT
 from model import NORM_EPS, GPTConfig, mask_density
 from results.scores import pair_mean, paired_error, places, typical_worth, worths
-from results.verdicts import holm, judge, slope_weights
+from results.verdicts import LEVEL, holm, judge, slope_weights
 
 SMALLEST_DEVIATION = 1e-30  # in place of a Jacobian deviation of zero, which has no logarithm
 
@@ -168,6 +168,15 @@ LOG_METRICS = (  # that are judged by their logarithms
     "growth at initialisation",
 )
 
+OF_RATIOS = ("N_eff", "geometric mean", "permutation times L", "var h_", "variance of h_", "u, ")
+
+
+def by_logarithm(name, values):
+    """Is a number of this name compared by its logarithm, as its claim is judged, or, as those that
+    begin like OF_RATIOS, is of the same kind, and are all values positive that are there?"""
+    judged_so = name in LOG_METRICS or name.startswith(OF_RATIOS)
+    return judged_so and all(value > 0 for value in values if value is not None)
+
 
 def columns_of_use(name):
     """Columns of a report: the scores under this entry of analysis.json, which are those of
@@ -241,7 +250,7 @@ WITHOUT_BLOCK_1 = {  # columns of a table whose title report.py makes of SHARE_O
     "the same slope with block 1": slope_of_log_deviation,
 }
 BY_PLACE = {  # columns of one whose title says which blocks stand where
-    place: worth_at(place) for place in ("block 1", "early", "middle", "late", "last block")
+    f"u, {place}": worth_at(place) for place in ("block 1", "early", "middle", "late", "last block")
 }
 
 
@@ -291,35 +300,42 @@ def eps_counts(run):
 # What a score resolves: its own error beside what a sweep does to it -----------------------------
 
 
-def with_error(*keys):
-    """The functions of a run that look up a score, its standard error, and its pseudo-values."""
-    return entry(*keys), entry("standard_errors", *keys), entry("per_sequence", *keys)
+class Score(NamedTuple):
+    """Functions of a run."""
+
+    value: object
+    error: object  # its standard error over sequences
+    of_sequences: object  # its pseudo-values
 
 
-RESOLUTION = {  # functions of a run to the score, its error, and what each sequence says of it
-    "loss": with_error("loss"),
-    "causal": with_error("causal"),
-    "permutation": with_error("permutation"),
-    "var h_L / var h_1": with_error("growth", "growth"),
-    "exponent": with_error("growth", "exponent"),
-    "update angle": with_error("updates", "angle"),
-    "N_eff / L, linear": with_error("linear_use", "n_eff_share"),
-    "N_eff / (L - 1) without block 1, linear": with_error(
-        "linear_use", "n_eff_share_without_first"
-    ),
-    "sum of u, linear": with_error("linear_use", "sum"),
-    "geometric mean of u, linear": with_error("linear_use", "geometric_mean"),
-    "N_eff / L, removed": with_error("removal_use", "n_eff_share"),
-    "N_eff / (L - 1) without block 1, removed": with_error(
+def score_at(*keys):
+    """The Score that stands in analysis.json under these keys, one inside the other."""
+    return Score(entry(*keys), entry("standard_errors", *keys), entry("per_sequence", *keys))
+
+
+RESOLUTION = {
+    "loss": score_at("loss"),
+    "causal": score_at("causal"),
+    "permutation": score_at("permutation"),
+    "var h_L / var h_1": score_at("growth", "growth"),
+    "exponent": score_at("growth", "exponent"),
+    "update angle": score_at("updates", "angle"),
+    "N_eff / L, linear": score_at("linear_use", "n_eff_share"),
+    "N_eff / (L - 1) without block 1, linear": score_at("linear_use", "n_eff_share_without_first"),
+    "sum of u, linear": score_at("linear_use", "sum"),
+    "geometric mean of u, linear": score_at("linear_use", "geometric_mean"),
+    "N_eff / L, removed": score_at("removal_use", "n_eff_share"),
+    "N_eff / (L - 1) without block 1, removed": score_at(
         "removal_use", "n_eff_share_without_first"
     ),
-    "sum of u, removed": with_error("removal_use", "sum"),
-    "geometric mean of u, removed": with_error("removal_use", "geometric_mean"),
+    "sum of u, removed": score_at("removal_use", "sum"),
+    "geometric mean of u, removed": score_at("removal_use", "geometric_mean"),
 }
 
 
 class Resolution(NamedTuple):
-    """Standard deviations of a score; nan where there are too few, or older, runs."""
+    """Standard deviations of a score, or of its logarithm; nan where there are too few, or older,
+    runs."""
 
     over_sequences: float  # root mean square over runs
     of_differences: float  # the same, of two neighbouring points' runs, what they share cancelled
@@ -327,18 +343,22 @@ class Resolution(NamedTuple):
     over_points: float  # of the points' means
 
 
-def resolution(points, value, error, of_sequences):
-    """The Resolution of a score over {point: runs}; None where a run lacks it."""
-    table = [[value(run) for run in runs] for runs in points.values()]
-    errors = [error(run) for runs in points.values() for run in runs]
+def resolution(points, score, log=False):
+    """The Resolution of a Score over {point: runs}, with log of its logarithm, whose errors are
+    those of the score over the score; None where a run lacks it."""
+    table = [[score.value(run) for run in runs] for runs in points.values()]
+    errors = [score.error(run) for runs in points.values() for run in runs]
     if None in errors:
         return None
+    if log:
+        errors = [error / value for error, value in zip(errors, chain(*table), strict=True)]
+        table = [np.log(row) for row in table]
     n_free = len(errors) - len(table)
     squares = sum(np.var(row) * len(row) for row in table)
     means = [np.mean(row) for row in table]
     return Resolution(
         over_sequences=root_mean_square(errors),
-        of_differences=root_mean_square(paired_errors(points, of_sequences)),
+        of_differences=root_mean_square(paired_errors(points, score, log)),
         over_seeds=math.sqrt(squares / n_free) if n_free else math.nan,
         over_points=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
     )
@@ -348,13 +368,17 @@ def root_mean_square(numbers):
     return math.sqrt(np.mean(np.square(numbers))) if numbers else math.nan
 
 
-def paired_errors(points, of_sequences):
+def paired_errors(points, score, log):
     """Of each two neighbouring points' first runs, where they were scored on the same sequences."""
+
+    def of_sequences(run):
+        return np.divide(score.of_sequences(run), score.value(run) if log else 1)
+
     firsts = [runs[0] for runs in points.values()]
     return [
         paired_error(of_sequences(one), of_sequences(other))
         for one, other in pairwise(firsts)
-        if None not in (of_sequences(one), of_sequences(other)) and scored_alike(one, other)
+        if None not in map(score.of_sequences, (one, other)) and scored_alike(one, other)
     ]
 
 
@@ -391,8 +415,9 @@ def about_use(name, option, shape, what, primary=""):
     """Claims on the use of depth: by the paper's three scores, of which one may be primary, and by
     ours."""
     scores = {"causal": "", "permutation": "", "usefulness": "", "N_eff / L, removed": "+"}
+    moves = {"last highest": "is highest", "highest inside": "is highest"}.get(shape, shape)
     return tuple(
-        Claim(name + plus, option, score, shape, f"{what}: {score} {shape}", score == primary)
+        Claim(name + plus, option, score, shape, f"{what}: {score} {moves}", score == primary)
         for score, plus in scores.items()
     )
 
@@ -587,6 +612,11 @@ class Verdict(NamedTuple):
     p: float
     p_apart: float  # the same with each point's own spread, never pooled; 1 where it says otherwise
     n_seeds: tuple  # the fewest and the most that a point has
+    step: float = math.nan  # of an effect that is a step's: by what factor the option grows in one
+
+    def needs_pooling(self):
+        """Does it not stand with each point's own spread?"""
+        return self.verdict != "undecided" and self.p_apart >= 1 - LEVEL
 
 
 def judge_sweep(points, diverged=()):
@@ -598,16 +628,36 @@ def judge_sweep(points, diverged=()):
         if not ordered:
             continue
         table = [[CLAIM_METRICS[claim.metric](run) for run in runs] for runs in ordered]
-        verdicts.append(verdict_on(claim, table))
+        verdict = verdict_on(claim, table)
+        verdicts.append(verdict._replace(step=step_of(claim, [runs[0] for runs in ordered])))
     return verdicts
 
 
+BY_FACTORS = ("n_layer", "block_size", "queries per key")  # options of which a step is one
+
+
+def step_of(claim, runs):
+    """By what factor the claim's option grows from one of these runs to the next, on average; nan
+    where it is not swept by factors, or the effect is not a step's."""
+    if claim.option not in BY_FACTORS or claim.shape not in ("rises", "falls"):
+        return math.nan
+    first, last = (value_of(claim.option, run) for run in (runs[0], runs[-1]))
+    return (last / first) ** (1 / (len(runs) - 1))
+
+
+class Ends(NamedTuple):
+    option: str  # the option in EXPERIMENT that the sweep varies
+    first: list  # runs of its first point
+    last: list
+
+
 def ends_along(points, diverged=()):
-    """(first, last): lists of runs, of the option in EXPERIMENT that the sweep varies; None where
-    it varies none, or several. Of a ladder, the plain deep rung is the first."""
+    """The sweep's Ends; None where it varies no option in EXPERIMENT, or several. Of a ladder, the
+    plain deep rung is the first."""
     for option in EXPERIMENT:
         if ordered := points_along(option, points, diverged):
-            return ordered[1 if option == "rung" and len(ordered) > 2 else 0], ordered[-1]
+            first = ordered[1 if option == "rung" and len(ordered) > 2 else 0]
+            return Ends(option, first, ordered[-1])
     return None
 
 
@@ -615,7 +665,7 @@ def verdict_on(claim, table):
     """The Verdict on a table of its metric: a list for each point, a number for each seed."""
     options = {"log": claim.metric in LOG_METRICS, "margin": margin_of(claim.metric)}
     judged = judge(table, claim.shape, **options)
-    apart = judge(table, claim.shape, **options, differ=1)
+    apart = judge(table, claim.shape, **options, pooled=False)
     p_apart = apart.p if apart.verdict in (judged.verdict, "undecided") else 1.0
     return Verdict(claim, *judged, p_apart, (min(map(len, table)), max(map(len, table))))
 

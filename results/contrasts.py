@@ -31,7 +31,6 @@ MEASURES = (  # of CLAIM_METRICS, in the order of the columns
     "worth, late",
     "BLiMP",
 )
-WELCH = 1  # spreads that differ more than so many times are not pooled: each point has its own
 
 # The questions -----------------------------------------------------------------------------------
 #
@@ -163,5 +162,5 @@ def weighed(metric, lists_of_runs, weights):
     if min(map(len, table)) < 2 or not usable(table, log):
         return None
     table, rounding = on_scale(table, log)
-    change = contrast(table, weights, WELCH)
+    change = contrast(table, weights, pooled=False)
     return change if change.half() > rounding else None

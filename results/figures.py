@@ -6,8 +6,8 @@ other: contrasts_figure. Of several sweeps: hero_figure, changes_figure and verd
 theory.py's numbers: theory_figure and masks_figure; of results/scaling.py's: scaling_figure. Seeds
 are shown by their mean and its 95 % interval; a single seed has none. A line across a panel says
 where values end, at a floor, or what they are held against. A mark with a ring is of runs in which
-the norms' eps counts; a hollow one is a change whose interval holds none. save_figure writes the
-PNG.
+the norms' eps counts; a hollow one is a change whose interval holds none, and an arrow at a panel's
+edge is of one beyond it. save_figure writes the PNG.
 """
 
 import math
@@ -23,8 +23,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image  # which matplotlib stands on
 
 from data.files import replacing
-from results.claims import CLAIM_METRICS, EXPERIMENT, LOG_METRICS, METRICS, entry, eps_counts
-from results.verdicts import ROUNDING, difference, interval
+from results.claims import (
+    CLAIM_METRICS,
+    EXPERIMENT,
+    LOG_METRICS,
+    METRICS,
+    Verdict,
+    entry,
+    eps_counts,
+)
+from results.verdicts import ROUNDING, interval
 
 POINT_METRICS = {  # of point_figure: {figure: {panel: function of a run}}
     "points": {
@@ -173,9 +181,9 @@ class Panel:
     place: float | None = None  # along x that matters: a line up
 
 
-def growth(*keys):
-    """The function of a run that looks up ratios of losses by these keys, as relative growth of the
-    loss: 0.1 for 1.1."""
+def growth_of_loss(*keys):
+    """The function of a run that looks up ratios of losses by these keys, as relative growth: 0.1
+    for 1.1."""
     ratios = entry(*keys)
     return lambda run: np.maximum(np.array(ratios(run)) - 1, SMALLEST_GROWTH)
 
@@ -248,7 +256,7 @@ def of_removed(title, order):
 
 def of_growth(title, *keys):
     """A panel over the blocks of loss ratios as relative growth, from SMALLEST_GROWTH on."""
-    ylabel, curve = "relative growth of the loss", growth(*keys)
+    ylabel, curve = "relative growth of the loss", growth_of_loss(*keys)
     return of_block(title, ylabel, curve, floor=SMALLEST_GROWTH)
 
 
@@ -282,7 +290,7 @@ LINES = {  # figure: its panels, two in a row
     ],
     "scale_free": [
         of_block(
-            "growth of the variance (ringed: the norms' eps counts)",
+            "growth of the variance",
             "var h_l / var h_1",
             growth_since_block_1,
             ringed=eps_counts,
@@ -451,6 +459,7 @@ def height_of_legend(labels):
 
 ONE_SEED = "one seed"
 RING = {"marker": "o", "linestyle": "", "markerfacecolor": "none", "markeredgecolor": "black"}
+RING_SAYS = " (ringed: the norms' eps counts)"  # in a title
 RINGED = "ringed: the norms' eps is more than 1 % of a variance of the stream"
 
 
@@ -466,7 +475,7 @@ def draw_lines(axis, points, panel, style_of=None):
     for point, style in (style_of or point_styles(points)).items():
         draw_line(axis, point, points[point], panel, style)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
-    axis.set_title(panel.title, fontsize=TITLE_SIZE)
+    axis.set_title(panel.title + RING_SAYS * has_rings(points, panel), fontsize=TITLE_SIZE)
     axis.set_yscale("log" if panel.log else "linear")
     keep_lines_in_sight(axis, panel.log)
     draw_limits(axis, points, panel)
@@ -478,6 +487,11 @@ def draw_lines(axis, points, panel, style_of=None):
         logarithmic(axis, "x")
     else:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def has_rings(points, panel):
+    runs = [run for of_point in points.values() for run in of_point]
+    return panel.ringed is not None and any(map(panel.ringed, runs))
 
 
 def keep_lines_in_sight(axis, log):
@@ -520,7 +534,7 @@ def draw_line(axis, point, runs, panel, style):
     x = panel.x(runs[0]) if panel.x else np.arange(len(mean)) + panel.first
     sparse = max(1, len(mean) // 8)
     axis.plot(x, back(mean), label=point, markevery=sparse, markersize=4, **style)
-    if panel.ringed and any(panel.ringed(run) for run in runs):
+    if has_rings({point: runs}, panel):
         axis.plot(x, back(mean), markevery=sparse, markersize=8, **RING)
     if len(runs) > 1:
         low, high = back(mean - half), back(mean + half)
@@ -534,7 +548,7 @@ FEW_SEEDS = 5  # at most: of a point of so few, each is drawn
 SEED_DOT = {"marker": "o", "markersize": 3, "markeredgewidth": 0, "alpha": 0.7, "linestyle": ""}
 SEEDS_SHOWN = "small dots: the seeds"
 INTERVALS = "means and 95 % intervals"
-OF_LOGARITHMS = ", on logarithmic axes of the logarithm"
+OF_LOGARITHMS = ", geometric means on logarithmic axes"
 BESIDE = 0.035  # of a panel's width: from a mark to its seeds, and from these to the next curve's
 ABREAST = 0.7  # at most, of the way from a label to the next, for the curves that share it
 
@@ -916,61 +930,76 @@ CHANGES = {  # metric, judged by its logarithm: title
 }
 
 
-def changes_figure(ends):
-    """By what factor each measure changes from a sweep's first point to its last, with its 95 %
-    interval: {sweep: (first, last)}, lists of runs; a panel for each measure."""
-    figure, axes = plt.subplots(
-        2, 3, figsize=(WIDTH, 1.6 + 0.55 * len(ends)), sharey=True, layout="constrained"
-    )
-    rows = range(len(ends))
+FARTHEST = 100  # times, up or down: the dots within it, and 1, make a panel's range
+MARGIN_OF_BARS = 0.5  # of that range, or twice as far as the median bar: so far bars may exceed it
+EDGE = 0.06  # of a panel's range, left free on either side
+ARROWS = "arrows: beyond the panel"
+
+
+def changes_figure(changes):
+    """By what factor each measure of CHANGES changes from one point to another, with its interval:
+    {label of a row: {metric: a Contrast of logarithms, or None}}; a panel for each measure."""
+    size = (WIDTH, 1.6 + 0.55 * len(changes))
+    figure, axes = plt.subplots(2, 3, figsize=size, sharey=True, layout="constrained")
+    goes_beyond = False
     for axis, (metric, title) in zip(axes.flat, CHANGES.items(), strict=True):
-        for row, (first, last) in enumerate(ends.values()):
-            draw_change(axis, row, *(values_of(metric, runs) for runs in (first, last)))
+        there = {row: of[metric] for row, of in enumerate(changes.values()) if of[metric]}
+        goes_beyond |= draw_changes(axis, there)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_title(title, fontsize=TITLE_SIZE)
-        axis.set(ylim=(len(ends) - 0.5, -0.5), yticks=rows)
-        axis.set_yticklabels(
-            [change_label(name, from_to(first[0], last[0])) for name, (first, last) in ends.items()]
-        )
-        logarithmic(axis, "x")
+        axis.set(ylim=(len(changes) - 0.5, -0.5))
+        axis.set_yticks(range(len(changes)), changes)
         axis.tick_params(labelsize=9)
         axis.grid(axis="x", alpha=0.3)
-    said = f"times, from the first point to the last ({HOLLOW})"
-    figure.supxlabel(said, fontsize=TITLE_SIZE)
+    said = f"({HOLLOW}{f'; {ARROWS}' * goes_beyond})"
+    figure.supxlabel(
+        f"times as large at a row's second value as at its first\n{said}", fontsize=TITLE_SIZE
+    )
     return figure
 
 
-def from_to(first, last):
-    """Such as "n_layer 4 to 32", or "context-64 to context-4096"; the options that differ alone."""
-    if first.options.keys() != last.options.keys() or first.config["sweep"]["point"]:
-        return f"{first.point} to {last.point}"
-    ends = zip(first.parts, last.parts, strict=True)
-    changed = [(of_first, of_last) for of_first, of_last in ends if of_first != of_last]
-    return ", ".join(
-        f"{of_first.replace('=', ' ')} to {of_last.partition('=')[2]}"
-        for of_first, of_last in changed
-    )
+def draw_changes(axis, there):
+    """A dot with its interval in each row, {row: a Contrast of logarithms}. Whether something lies
+    beyond the panel: it has an arrow at the edge, and a dot there its number."""
+    low, high = range_of(there.values())
+    free = EDGE * (high - low) or EDGE
+    axis.set_xlim(*np.exp([low - free, high + free]))
+    logarithmic(axis, "x")
+    goes_beyond = False
+    for row, change in there.items():
+        style = mark_of(change)
+        axis.plot(ends_of(change), [row, row], color=style["color"])
+        axis.plot(np.exp(change.effect), row, **style)
+        if change.effect - change.half() < low - ROUNDING:
+            goes_beyond = True
+            draw_arrow(axis, row, change, low - free, "<", is_dot=change.effect < low)
+        if change.effect + change.half() > high + ROUNDING:
+            goes_beyond = True
+            draw_arrow(axis, row, change, high + free, ">", is_dot=change.effect > high)
+    return goes_beyond
 
 
-def change_label(name, change):
-    """The change, behind the sweep's name where it does not say it."""
-    return change if name in change else f"{name}: {change}"
+def draw_arrow(axis, row, change, edge, marker, is_dot):
+    """At an edge, a logarithm, of a panel; is_dot: with the factor that would stand beyond it."""
+    style = {"marker": marker, "color": mark_of(change)["color"], "clip_on": False}
+    axis.plot(np.exp(edge), row, **style)
+    if is_dot:
+        inwards, side = (7, "left") if marker == "<" else (-7, "right")
+        place = {"xytext": (inwards, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        axis.annotate(f"{np.exp(change.effect):.1g}", (np.exp(edge), row), fontsize=8, **place)
 
 
-def values_of(metric, runs):
-    return [CLAIM_METRICS[metric](run) for run in runs]
-
-
-def draw_change(axis, row, first, last):
-    """A dot with its interval, hollow where the interval holds 1. Nothing where a run lacks it."""
-    if any(not value or value <= 0 for value in (*first, *last)):
-        return
-    change = difference([np.log(first), np.log(last)], -1, 0)
-    if not math.isfinite(change.half()):
-        return
-    style = mark_of(change)
-    axis.plot(ends_of(change), [row, row], color=style["color"])
-    axis.plot(np.exp(change.effect), row, **style)
+def range_of(changes):
+    """(lowest, highest) logarithm that a panel of these Contrasts shows: the dots within FARTHEST,
+    1, and their bars, as far as MARGIN_OF_BARS says."""
+    near = [change for change in changes if abs(change.effect) <= math.log(FARTHEST)]
+    dots = [0, *(change.effect for change in near)]
+    halves = [change.half() for change in near]
+    low, high = min(dots), max(dots)
+    margin = max(MARGIN_OF_BARS * (high - low), 2 * np.median(halves or [0]))
+    lowest = min([0, *(change.effect - change.half() for change in near)])
+    highest = max([0, *(change.effect + change.half() for change in near)])
+    return max(low - margin, lowest), min(high + margin, highest)
 
 
 VERDICT_COLUMNS = {  # metric: heading
@@ -991,6 +1020,7 @@ VERDICT_COLOURS = {
     "no effect": "#d9d9d9",
     "undecided": "white",
 }
+DAGGER_SAYS = "; † not if each point keeps its own spread"
 
 
 def verdicts_figure(panels):
@@ -998,7 +1028,7 @@ def verdicts_figure(panels):
     row for each experiment and a column for each measure, with the effect of a step."""
     n_rows = [len(experiments) for experiments in panels.values()]
     columns = columns_of(panels)
-    width = 0.9 * len(columns) + 2
+    width = min(WIDTH, 0.9 * len(columns) + 2)
     figure, axes = plt.subplots(
         len(panels),
         1,
@@ -1015,18 +1045,23 @@ def verdicts_figure(panels):
         for verdict, colour in VERDICT_COLOURS.items()
     ]
     title = "effect of a step, and verdict after Holm's correction"
+    title += DAGGER_SAYS * any(map(Verdict.needs_pooling, verdicts_of(panels)))
     figure.legend(handles=patches, ncols=len(patches), title=title, **LEGEND_BELOW)
     return figure
 
 
-def columns_of(panels):
-    """Those of VERDICT_COLUMNS that something was asked of."""
-    asked = {
-        verdict.claim.metric
+def verdicts_of(panels):
+    return [
+        verdict
         for experiments in panels.values()
         for verdicts in experiments.values()
         for verdict in verdicts
-    }
+    ]
+
+
+def columns_of(panels):
+    """Those of VERDICT_COLUMNS that something was asked of."""
+    asked = {verdict.claim.metric for verdict in verdicts_of(panels)}
     return {metric: heading for metric, heading in VERDICT_COLUMNS.items() if metric in asked}
 
 
@@ -1039,7 +1074,8 @@ def draw_verdicts(axis, experiments, columns):
                 place = (column - 0.5, row - 0.5)
                 box = {"facecolor": colour, "edgecolor": "black", "clip_on": False}
                 axis.add_patch(Rectangle(place, 1, 1, **box))
-                axis.text(column, row, brief_effect(verdict), ha="center", va="center", fontsize=8)
+                words = brief_effect(verdict) + " †" * verdict.needs_pooling()
+                axis.text(column, row, words, ha="center", va="center", fontsize=8)
     n_rows, n_columns = len(experiments), len(columns)
     axis.set(xlim=(-0.5, n_columns - 0.5), ylim=(n_rows - 0.5, -0.5))
     axis.set_xticks(range(n_columns), columns.values(), fontsize=8)

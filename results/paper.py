@@ -7,7 +7,7 @@ tables; read off its figures: variances, and the recipe's usefulness.
 from typing import NamedTuple
 
 from results.claims import METRICS, entry
-from results.report import table_row, table_rule, with_interval
+from results.report import cells_of, table_row, table_rule
 
 TRANSPOSED = "usefulness, the map transposed"  # as the published script installs it
 OURS = {  # score: a function of a run
@@ -125,11 +125,8 @@ def beside_paper(name, points):
             cells = [there.get(value, NOT_MEASURED) for value in values]
             rows.append(table_row(score, f"paper, {whose}" if whose else "paper", *cells))
         if score in OURS:
-            cells = [
-                with_interval([OURS[score](run) for run in ours[value]])
-                if value in ours
-                else NOT_MEASURED
-                for value in values
-            ]
+            there = cells_of(score, [[OURS[score](run) for run in runs] for runs in ours.values()])
+            there = dict(zip(ours, there, strict=True))
+            cells = [there.get(value, NOT_MEASURED) for value in values]
             rows.append(table_row(score, "ours", *cells))
     return rows

@@ -1,6 +1,7 @@
 """report.md of a sweep, with its figures; claims.md and three figures of several sweeps."""
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from results.claims import (
     RESOLUTION,
     SHARE_OF_BLOCK_1,
     WITHOUT_BLOCK_1,
+    by_logarithm,
     ends_along,
     entry,
     eps_counts,
@@ -23,9 +25,10 @@ from results.claims import (
     judge_sweep,
     points_along,
     resolution,
+    value_of,
     without_diverged_rates,
 )
-from results.contrasts import ALONG, MEASURES, answers
+from results.contrasts import ALONG, MEASURES, answers, set_against
 from results.figures import (
     LINES,
     POINT_METRICS,
@@ -45,6 +48,15 @@ from results.verdicts import LEVEL, ROUNDING, interval
 
 EPS_MARK = " ‡"  # † is of verdicts, in README
 SMALL_SHARE = 1 / 5  # of the seeds' spread: so small was the error over sequences to be
+WORDS = {  # option: what a figure's rows call it, in their order
+    "weight_decay": "decay",
+    "block_size": "context",
+    "queries per key": "queries per key",
+    "mask density": "mask density",
+    "n_expert": "experts",
+    "rung": "recipe, rung",
+    "n_layer": "blocks",
+}
 LAST_PLACE = 7  # behind the point; smaller numbers stand with an exponent
 
 
@@ -116,7 +128,7 @@ def report_text(name, sweep, figures, found):
         "",
         *metrics_table(sweep.points),
         "",
-        *claims_table(judge_sweep(sweep.points, sweep.diverged)),
+        *verdicts_table(judge_sweep(sweep.points, sweep.diverged)),
         "",
         *contrasts_table(found),
         *companion_tables(sweep.points),
@@ -188,8 +200,12 @@ def about_intervals(points):
     n_seeds = {len(runs) for runs in points.values()}
     if n_seeds == {1}:
         return "One seed: numbers have no intervals, and decide nothing."
-    alone = "; points of one seed have none" if 1 in n_seeds else ""
-    return f"Mean ± 95 % Student-t interval over seeds{alone}."
+    of_one = "of one seed, or " if 1 in n_seeds else ""
+    return (
+        "Mean ± 95 % Student-t interval over seeds; of what is compared by its logarithm, the "
+        "geometric mean (and the interval of the logarithm). A number without an interval is "
+        f"{of_one}of seeds that all agree."
+    )
 
 
 def about_closed_blocks(sweep):
@@ -232,10 +248,17 @@ def by_other_code(run):
 def metrics_table(points, metrics=METRICS):
     """Lines of a Markdown table: the metrics of every point."""
     lines = [table_row("point", *metrics), table_rule(1 + len(metrics))]
-    for point, runs in points.items():
-        cells = [with_interval([metric(run) for run in runs]) for metric in metrics.values()]
-        lines.append(table_row(point, *cells))
-    return lines
+    columns = [
+        cells_of(name, [[metric(run) for run in runs] for runs in points.values()])
+        for name, metric in metrics.items()
+    ]
+    return lines + [table_row(*row) for row in zip(points, *columns, strict=True)]
+
+
+def cells_of(name, table):
+    """The cells of a metric of this name, of a list for each point with a number for each seed."""
+    log = by_logarithm(name, [value for values in table for value in values])
+    return [with_interval(values, log) for values in table]
 
 
 def companion_tables(points):
@@ -303,7 +326,10 @@ def thirds_text(L):
 
 def resolution_table(points):
     """Lines of a table of what a score resolves: its errors beside what the sweep does to it."""
-    rows = {name: resolution(points, *functions) for name, functions in RESOLUTION.items()}
+    rows = {}
+    for name, score in RESOLUTION.items():
+        log = by_logarithm(name, [score.value(run) for runs in points.values() for run in runs])
+        rows[f"log {name}" if log else name] = resolution(points, score, log)
     lines = [
         table_row(name, *map(without_nan, numbers), share_of_seeds(numbers))
         for name, numbers in rows.items()
@@ -314,8 +340,8 @@ def resolution_table(points):
     columns = ("over sequences", "of differences over sequences", "over seeds", "over points")
     heading = table_row("standard deviation of", *columns, "of differences / over seeds")
     shared = (
-        "Runs are scored on the same sequences, whose error they share: differences of runs have "
-        "less of it."
+        "Of a logarithm 0.01 is one per cent of the score. Runs are scored on the same sequences, "
+        "whose error they share: differences of runs have less of it."
     )
     if any("**" in line for line in lines):
         shared += " In bold: more than a fifth of the seeds', so that more sequences would help."
@@ -332,27 +358,70 @@ def without_nan(number):
     return "–" if math.isnan(number) else f"{number:.2g}"
 
 
-def with_interval(values):
+def with_interval(values, log=False):
     """Such as "12.034 ± 0.063": the half-width to two digits and the mean to the same place, each
-    rounded once. One seed has no interval, and what was not measured is a dash."""
-    mean, half = interval(values)
+    rounded once. With log such as "1100 (310 to 4100)": geometric mean and interval of the
+    logarithm. One seed, and seeds that all agree, have no interval; what was not measured is a
+    dash."""
+    values = np.asarray(values, dtype=float)  # None becomes nan
+    mean, half = interval(np.log(values) if log else values)
     if math.isnan(mean):
         return "–"
-    return " ± ".join(to_its_digit(mean, half)) if math.isfinite(half) else f"{mean:.4g}"
+    if math.isinf(half) or half <= ROUNDING * (1 if log else abs(mean)):
+        return f"{math.exp(mean) if log else mean:.4g}"
+    return factor_text(mean, half) if log else " ± ".join(to_its_digit(mean, half))
 
 
 def to_its_digit(mean, half, sign=""):
     """(mean, half-width) as text. sign: "+" for a mean that always has one."""
     if half <= ROUNDING * abs(mean):
         return f"{mean:{sign}.4g}", "0"
-    place = 1 - int(f"{half:.1e}".split("e")[1])  # of the half-width's second digit
+    place = place_of_second_digit(half)
     if place > LAST_PLACE:
         return f"{mean:{sign}.4g}", f"{half:.2g}"
     decimals = max(0, place)
     return f"{round(mean, place):{sign}.{decimals}f}", f"{round(half, place):.{decimals}f}"
 
 
-def claims_table(verdicts):
+def place_of_second_digit(number):
+    """Behind the point, or, below 0, before it: 2 of 0.65, -2 of 1100."""
+    return 1 - int(f"{number:.1e}".split("e")[1])
+
+
+def factor_text(effect, half, times=""):
+    """Such as "2.9 (2.8 to 3.0)" or "0.65 (0.015 to 28)", of the logarithm and the half-width of
+    its interval, with the word for times behind the first number: each to the place of half the
+    interval's second digit, and with two digits at least."""
+    low, middle, high = (math.exp(effect + side * half) for side in (-1, 0, 1))
+    place = place_of_second_digit((high - low) / 2)
+    low, middle, high = (
+        rounded_at(max(place, place_of_second_digit(number)), number)
+        for number in (low, middle, high)
+    )
+    return f"{middle}{times} ({low} to {high})"
+
+
+def rounded_at(place, number):
+    if place > LAST_PLACE:
+        return f"{number:.3g}"
+    return f"{round(number, place):.{max(0, place)}f}"
+
+
+BY_ITSELF = (
+    "Each claim is judged by itself; where sweeps are reported together, their claims.md corrects "
+    "for how many there are."
+)
+WHAT_P_IS = (
+    "p is of what the seeds speak against: beside `no effect`, that the effect is as large as the "
+    "margin; beside all else, that there is none."
+)
+WHAT_A_STEP_IS = (
+    "What rises or falls does so by the effect at each step, from one value of the option to the "
+    "next; where the option grows by factors, that of a step is beside it, or the mean one."
+)
+
+
+def verdicts_table(verdicts):
     """Lines of a Markdown table: the verdict on each claim that a sweep speaks to, or that none."""
     if not verdicts:
         return ["None of the paper's claims is about this sweep."]
@@ -361,7 +430,7 @@ def claims_table(verdicts):
         name = f"**{verdict.claim.name}**" if verdict.claim.primary else verdict.claim.name
         cells = (name, verdict.claim.says, effect_text(verdict), p_text(verdict.p), verdict.verdict)
         lines.append(table_row(*cells))
-    return [*lines, "", "Each claim is judged by itself: README corrects for how many there are."]
+    return [*lines, "", f"{BY_ITSELF} {WHAT_P_IS}"]
 
 
 CONTRASTS_ARE = (
@@ -408,13 +477,7 @@ def amount_text(metric, effect, half, times=""):
     is judged by its logarithm; of others such as "-0.12 ± 0.03"."""
     if metric not in LOG_METRICS:
         return " ± ".join(to_its_digit(effect, half, sign="+"))
-    low, middle, high = (math.exp(effect + side * half) for side in (-1, 0, 1))
-    _, spread = to_its_digit(middle, (high - low) / 2)
-    places = len(spread.partition(".")[2])
-    rounded = [f"{number:.{places}f}" for number in (low, middle, high)]
-    if float(rounded[0]) == 0:  # which no ratio is
-        rounded[0] = f"{low:.1g}"
-    return f"{rounded[1]}{times} ({rounded[0]} to {rounded[2]})"
+    return factor_text(effect, half, times)
 
 
 def family_table(family):
@@ -436,12 +499,15 @@ def corrected(verdict, adjusted):
 
 
 def after_correction(of_sweep):
-    """{sweep: its Verdicts}, each as it stands after Holm's correction within its family."""
+    """{sweep: its Verdicts}, each as it stands, with its p, after Holm's correction within its
+    family."""
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     stands = {name: [] for name in of_sweep}
     for family in families(judged):
-        for (name, verdict), adjusted in zip(family.verdicts, family.adjusted, strict=True):
-            stands[name].append(verdict._replace(verdict=corrected(verdict, adjusted)))
+        rows = zip(family.verdicts, family.adjusted, family.adjusted_apart, strict=True)
+        for (name, verdict), adjusted, apart in rows:
+            said = corrected(verdict, adjusted)
+            stands[name].append(verdict._replace(verdict=said, p=adjusted, p_apart=apart))
     return stands
 
 
@@ -458,6 +524,8 @@ def effect_text(verdict):
     if math.isnan(effect):
         return f"– ({metric}: {claim.shape})"
     said = f"({seeds_text(verdict.n_seeds)}; {metric}: {claim.shape})"
+    if math.isfinite(verdict.step):
+        said = f"a step of × {verdict.step:.2g} {said}"
     if not math.isfinite(half):
         return f"{effect:+.3g} {said}"
     return f"{' ± '.join(to_its_digit(effect, half, sign='+'))} {said}"
@@ -467,6 +535,48 @@ def seeds_text(n_seeds):
     """Of (fewest, most) at a point: such as "3 seeds", or "1 to 3 seeds"."""
     fewest, most = n_seeds
     return counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+
+
+def changes_of(ends):
+    """{label: what set_against says of the last point over the first} of {sweep: its Ends}, in the
+    order of a figure's rows: the narrowest models first, then by the option, and the experiment
+    that was made for it before others."""
+
+    def order(name):
+        option, first, _ = ends[name]
+        return width(first), list(WORDS).index(option), name != EXPERIMENT[option]
+
+    labels = change_labels(ends)
+    return {
+        labels[name]: set_against(ends[name].last, ends[name].first)
+        for name in sorted(ends, key=order)
+    }
+
+
+def change_labels(ends):
+    """{sweep: such as "decay 0 to 3"}, with the width where that is not most sweeps'; the same
+    change in a sweep besides the experiment has its name, too."""
+    usual = Counter(width(first) for _, first, _ in ends.values()).most_common(1)[0][0]
+    labels = {
+        name: f"{from_to(*of)}" + f" (width {width(of.first)})" * (width(of.first) != usual)
+        for name, of in ends.items()
+    }
+    n_with = Counter(labels.values())
+    return {
+        name: f"{label} ({name})"
+        if n_with[label] > 1 and name != EXPERIMENT[ends[name].option]
+        else label
+        for name, label in labels.items()
+    }
+
+
+def from_to(option, first, last):
+    values = (value_of(option, runs[0]) for runs in (first, last))
+    return f"{WORDS[option]} {' to '.join(f'{value:.4g}' for value in values)}"
+
+
+def width(runs):
+    return runs[0].config["n_embd"]
 
 
 def table_row(*cells):
@@ -539,12 +649,13 @@ def report_all(sweeps, folder):
         panels = {"": labelled(after_correction(speaking))}
         save_figure(verdicts_figure(panels), folder / "verdicts.png")
         ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
-        save_figure(changes_figure(ends), folder / "changes.png")
+        save_figure(changes_figure(changes_of(ends)), folder / "changes.png")
     depths, sparsest = depths_of(sweeps), sparsest_of(sweeps)
     if depths or sparsest:
         save_figure(hero_figure(depths, sparsest), folder / "hero.png")
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     lines = [f"# Claims of {', '.join(sweeps)}, by the rule in results/verdicts.py"]
+    lines += ["", f"{WHAT_P_IS} {WHAT_A_STEP_IS}"]
     for family in families(judged):
         lines += ["", f"## {family.title}", "", *family_table(family)]
     if said := about_n_eff(sweeps, of_sweep):

@@ -23,7 +23,6 @@ from results.claims import (
     METRICS,
     ends_along,
     entry,
-    families,
     judge_sweep,
     margin_of,
 )
@@ -31,19 +30,19 @@ from results.contrasts import set_against, weighed_measures
 from results.paper import PAPER, beside_paper
 from results.report import (
     CONTRAST_COLUMNS,
+    after_correction,
     amount_text,
+    cells_of,
     contrast_cells,
-    corrected,
     enumerated,
     seeds_text,
     sweep_of,
     table_row,
     table_rule,
     to_its_digit,
-    with_interval,
 )
 from results.runs import is_published, read_runs
-from results.verdicts import LEVEL, judge
+from results.verdicts import judge
 
 HERE = Path(__file__).parent
 PAGES = (
@@ -64,15 +63,13 @@ def points_of(name):
 # What each table says ----------------------------------------------------------------------------
 
 
-def claims_table():
+def primary_table():
     """The ten primary claims, with Holm's correction, and the twin of those on variance."""
-    of_primary, of_secondary, *_ = families(judged_by(*EXPERIMENT.values()))
     there = {
-        verdict.claim: (verdict, adjusted, apart)
-        for family in (of_primary, of_secondary)
-        for (_, verdict), adjusted, apart in zip(
-            family.verdicts, family.adjusted, family.adjusted_apart, strict=True
-        )
+        verdict.claim: verdict
+        for name, verdicts in after_correction(judged_by(*EXPERIMENT.values())).items()
+        for verdict in verdicts
+        if name == EXPERIMENT[verdict.claim.option]
     }
     columns = ("claim", "predicted", "measured", "verdict", "growth, free of scale", "verdict")
     rows = [table_row(*columns), table_rule(len(columns))]
@@ -92,18 +89,16 @@ def same_question(one, other):
     return (one.name, one.metric) == (other.name, other.metric)
 
 
-def two_cells(measured):
+def two_cells(verdict):
     """What was measured, with the numbers of seeds where points have not equally many, and the
-    verdict after the correction; † where it does not hold with each point's own spread."""
-    verdict, adjusted, apart = measured
+    Verdict after the correction; † where it does not hold with each point's own spread."""
     fewest, most = verdict.n_seeds
     change = change_text(verdict)
     if fewest < most:
         change += f", {seeds_text(verdict.n_seeds)}"
-    said = corrected(verdict, adjusted)
-    if said == "undecided":
-        return change, said
-    return change, f"**{said}**" if apart < 1 - LEVEL else f"{said} †"
+    if verdict.needs_pooling():
+        return change, f"{verdict.verdict} †"
+    return change, verdict.verdict if verdict.verdict == "undecided" else f"**{verdict.verdict}**"
 
 
 def change_text(verdict):
@@ -119,15 +114,11 @@ def is_reported(name):
 
 
 def judged_by(*names):
-    """[(name, Verdict)] of those of these sweeps that are there."""
+    """{name: its Verdicts} of those of these sweeps that are there."""
     sweeps = {
         name: sweep_of(read_runs(HERE / f"{name}.json")) for name in names if is_reported(name)
     }
-    return [
-        (name, verdict)
-        for name, sweep in sweeps.items()
-        for verdict in judge_sweep(sweep.points, sweep.diverged)
-    ]
+    return {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
 
 
 HALVED = ("context", "weight_decay", "moe")  # whose end points are a sweep at half the rate, too
@@ -142,7 +133,7 @@ def half_rate_table():
         if ends is None:
             missing.append(f"`half_rate_{name}`")
         else:
-            rows += half_rate_rows(name, *ends, published_points(name))
+            rows += half_rate_rows(name, ends.first, ends.last, published_points(name))
     if missing:
         rows.append(table_row(", ".join(missing), "not run yet", *[""] * (len(columns) - 2)))
     return rows
@@ -366,7 +357,8 @@ def public_table():
     rows = [table_row("score", "SmolLM2, 30 blocks", "ours, 32 blocks"), table_rule(3)]
     for name, (theirs, our) in BESIDE.items():
         value = reduce(lambda nested, key: nested[key], theirs, public)
-        rows.append(table_row(name, f"{value:.3g}", with_interval(list(map(entry(*our), ours)))))
+        (cell,) = cells_of(name, [[entry(*our)(run) for run in ours]])
+        rows.append(table_row(name, f"{value:.3g}", cell))
     return rows
 
 
@@ -410,7 +402,10 @@ def expected_table():
         if not is_published(path):
             continue
         for point, runs in points_of(path.stem).items():
-            cells = [with_interval([number(run) for run in runs]) for number in EXPECTED.values()]
+            cells = [
+                cells_of(name, [[number(run) for run in runs]])[0]
+                for name, number in EXPECTED.items()
+            ]
             devices = enumerated(run.summary["device"] for run in runs)
             rows.append(table_row(f"`{path.stem}`", point, str(len(runs)), *cells, devices))
     return rows
@@ -487,7 +482,7 @@ def masks_table():
 
 
 TABLES = {
-    "claims": claims_table,
+    "claims": primary_table,
     "speed": speed_table,
     "turns": turns_table,
     "small_gpu": small_gpu_table,

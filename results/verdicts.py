@@ -25,8 +25,9 @@ The rule was fixed before a run of any experiment was looked at, but for what a 
 that, all of which takes verdicts away: that each step must be within the margin, and that no other
 shape says `no effect`. The same reader found that pooling spreads of up to tenfold calls noise an
 effect several times as often as it should; so every p stands beside that of each point's own
-spread. Before the sweeps at twice the width were judged, each sweep besides the experiments became
-a family of its own, or each new one would have made the verdicts of the others harder.
+spread, by pooled=False. Before the sweeps at twice the width were judged, each sweep besides the
+experiments became a family of its own, or each new one would have made the verdicts of the others
+harder.
 """
 
 import math
@@ -102,10 +103,11 @@ class Contrast(NamedTuple):
         return self._replace(effect=-self.effect)
 
 
-def contrast(points, weights, differ=SPREADS_DIFFER):
-    """The Contrast sum_i weights[i] * mean of points[i], with weights that sum to zero or do not;
-    its error from all points, also those of weight zero, but where spreads differ more than
-    `differ` times: then each point has its own."""
+def contrast(points, weights, pooled=True):
+    """The Contrast sum_i weights[i] * mean of points[i], with weights that sum to zero or do not.
+    pooled: its error is from all points together, also those of weight zero, but where their
+    spreads differ more than SPREADS_DIFFER times. Otherwise each point has its own spread (Welch),
+    which is none where its seeds all agree."""
     weights = np.asarray(weights, dtype=float)
     n_seeds = np.array([len(p) for p in points])
     effect = float(weights @ [np.mean(point) for point in points])
@@ -113,7 +115,7 @@ def contrast(points, weights, differ=SPREADS_DIFFER):
     if n_seeds.max() < 2:
         return Contrast(effect, math.inf, 1.0)
     shares = weights**2 / n_seeds
-    if not spreads_differ(squares, n_seeds, differ):
+    if pooled and not spreads_differ(squares, n_seeds):
         df = (n_seeds - 1).sum()
         return Contrast(effect, math.sqrt(shares.sum() * squares.sum() / df), float(df))
     if np.any((n_seeds < 2) & (weights != 0)):
@@ -127,11 +129,11 @@ def contrast(points, weights, differ=SPREADS_DIFFER):
     return Contrast(effect, math.sqrt(parts.sum()), max(1.0, float(df)))
 
 
-def spreads_differ(squares, n_seeds, differ):
-    """More than so many times, among the points of several seeds that differ at all?"""
+def spreads_differ(squares, n_seeds):
+    """More than SPREADS_DIFFER times, among the points of several seeds that differ at all?"""
     spread = np.sqrt(squares / np.maximum(1, n_seeds - 1))
     spread = spread[spread > 0]
-    return len(spread) > 1 and spread.max() > differ * spread.min()
+    return len(spread) > 1 and spread.max() > SPREADS_DIFFER * spread.min()
 
 
 def slope_weights(n_points):
@@ -140,12 +142,12 @@ def slope_weights(n_points):
     return rank / (rank @ rank)
 
 
-def difference(points, i, j, differ=SPREADS_DIFFER):
+def difference(points, i, j, pooled=True):
     """The Contrast: mean of points[i] less that of points[j]."""
     weights = np.zeros(len(points))
     weights[i] += 1
     weights[j] -= 1
-    return contrast(points, weights, differ)
+    return contrast(points, weights, pooled)
 
 
 # Shapes ------------------------------------------------------------------------------------------
@@ -154,40 +156,40 @@ def difference(points, i, j, differ=SPREADS_DIFFER):
 # hold for the claim to be supported, and those of which one must hold for it to be opposed.
 
 
-def rising(points, differ):
-    slope = contrast(points, slope_weights(len(points)), differ)
+def rising(points, pooled):
+    slope = contrast(points, slope_weights(len(points)), pooled)
     return [[slope]], [[slope.turned()]]
 
 
-def falling(points, differ):
-    supporting, opposing = rising(points, differ)
+def falling(points, pooled):
+    supporting, opposing = rising(points, pooled)
     return opposing, supporting
 
 
-def negative(points, differ):
+def negative(points, pooled):
     weights = np.zeros(len(points))
     weights[-1] = -1
-    below = contrast(points, weights, differ)
+    below = contrast(points, weights, pooled)
     return [[below]], [[below.turned()]]
 
 
-def no_worse(points, differ):
-    change = difference(points, -1, 0, differ)
+def no_worse(points, pooled):
+    change = difference(points, -1, 0, pooled)
     spare = change._replace(effect=NO_WORSE - change.effect)
     return [[spare]], [[spare.turned()]]
 
 
-def last_highest(points, differ):
-    gains = [difference(points, -1, i, differ) for i in range(min(2, len(points) - 1))]
+def last_highest(points, pooled):
+    gains = [difference(points, -1, i, pooled) for i in range(min(2, len(points) - 1))]
     return [gains] if gains else [], [[gain.turned()] for gain in gains]
 
 
-def highest_inside(points, differ):
+def highest_inside(points, pooled):
     n, ends = len(points), (0, len(points) - 1)
     inner = range(1, n - 1)
-    supporting = [[difference(points, i, end, differ) for end in ends] for i in inner]
+    supporting = [[difference(points, i, end, pooled) for end in ends] for i in inner]
     opposing = (
-        [[difference(points, end, i, differ) for i in inner] for end in ends] if n > 2 else []
+        [[difference(points, end, i, pooled) for i in inner] for end in ends] if n > 2 else []
     )
     return supporting, opposing
 
@@ -218,9 +220,9 @@ class Judged(NamedTuple):
     p: float  # of the verdict; of an undecided one, of a difference
 
 
-def doubt(contrast):
-    """What contrasts are ranked by: p, and where it is the same, a smaller effect."""
-    return contrast.p(), -contrast.effect
+def doubt(change):
+    """What Contrasts are ranked by: p, and where it is the same, a smaller effect."""
+    return change.p(), -change.effect
 
 
 def best(tests):
@@ -230,17 +232,17 @@ def best(tests):
     return chosen, min(1.0, len(tests) * chosen.p())
 
 
-def judge(points, shape, log=False, margin=0.0, differ=SPREADS_DIFFER):
+def judge(points, shape, log=False, margin=0.0, pooled=True):
     """The rule. points: lists of the metric, one number a seed (None where it was not measured),
     in the order of the swept option; log: contrasts are of its logarithm; margin: a smaller effect
-    is none, 0 for no such verdict; differ: how many times spreads may differ and be pooled. Returns
-    Judged."""
+    is none, 0 for no such verdict; pooled: as in contrast, of which False is no part of the rule
+    but what its verdicts are held against. Returns Judged."""
     points = [np.asarray(point, dtype=float) for point in points]
     tests_of, sign = SHAPES[shape]
     if not usable(points, log):
         return Judged("undecided", math.nan, math.inf, 1.0)
     points, rounding = on_scale(points, log)
-    supporting, opposing = tests_of([sign * point for point in points], differ)
+    supporting, opposing = tests_of([sign * point for point in points], pooled)
     if not supporting:
         return Judged("undecided", math.nan, math.inf, 1.0)
     chosen, p_for = best(supporting)
@@ -249,7 +251,7 @@ def judge(points, shape, log=False, margin=0.0, differ=SPREADS_DIFFER):
     if half <= rounding:
         return Judged("undecided", effect, half, 1.0)
     if shape in ("rises", "falls"):
-        steps = [difference(points, i + 1, i, differ) for i in range(len(points) - 1)]
+        steps = [difference(points, i + 1, i, pooled) for i in range(len(points) - 1)]
         p = max(map(partial(p_within, margin=margin), [chosen, *steps]))
         if p < 1 - LEVEL:
             return Judged("no effect", effect, half, p)
@@ -271,9 +273,9 @@ def usable(points, log):
     return bool(np.isfinite(numbers).all() and not (log and numbers.min() <= 0))
 
 
-def p_within(contrast, margin):
-    """Two-sided p of an effect within the margin: below 0.05 where the 95 % interval lies in it."""
-    return max(contrast.p(-margin), contrast.turned().p(-margin))
+def p_within(change, margin):
+    """Two-sided p of a change within the margin: below 0.05 where its 95 % interval lies in it."""
+    return max(change.p(-margin), change.turned().p(-margin))
 
 
 def holm(ps, n_family):

@@ -98,7 +98,7 @@ def test_worth_by_place(L):
         places[place].append(l)
     for place, blocks in places.items():
         expected = math.prod(u[l] for l in blocks) ** (1 / len(blocks))
-        assert claims.BY_PLACE[place](run) == pytest.approx(expected)
+        assert claims.BY_PLACE[f"u, {place}"](run) == pytest.approx(expected)
         if place in ("early", "middle", "late"):
             assert claims.CLAIM_METRICS[f"worth, {place}"](run) == pytest.approx(expected)
     share = (run.analysis["prune_ratios"][0] - 1) / (sum(u.values()) - 1e-4)
@@ -238,14 +238,14 @@ def test_a_sweep_is_judged_on_all_seeds_of_every_point():
 
 def test_a_sweep_s_ends_are_those_of_its_option():
     points = changing("n_layer", 8, 2, 4)
-    assert claims.ends_along(points) == (points["2"], points["8"])
+    assert claims.ends_along(points)[1:] == (points["2"], points["8"])
     assert claims.ends_along({"one": three_seeds()}) is None
     ladder = {
         str(rung): three_seeds(rung=rung, n_layer=8, weight_decay=0.1 * rung, n_head=2)
         for rung in range(4)
     }
     ladder["0"] = three_seeds(rung=0, n_layer=4, n_head=4)
-    assert claims.ends_along(ladder) == (ladder["1"], ladder["3"])
+    assert claims.ends_along(ladder)[1:] == (ladder["1"], ladder["3"])
 
 
 # Families ----------------------------------------------------------------------------------------
@@ -430,6 +430,26 @@ def test_only_the_rungs_of_a_ladder_are_climbed():
     assert of_metric["choice accuracy"].effect == pytest.approx(0.101)
 
 
+def of_option(**config):
+    return Run("", config, {}, [], {})
+
+
+STEPS = [  # metric, option and its values, by what factor it grows in a step
+    ("growth", "n_layer", (4, 16, 32), math.sqrt(8)),
+    ("growth", "n_layer", (8, 16, 32), 2),
+    ("growth", "block_size", (64, 4096), 64),
+    ("perplexity", "block_size", (64, 512, 4096), math.nan),  # lowest inside: no step's effect
+    ("growth", "weight_decay", (0.1, 1.0), math.nan),  # swept from 0, by no factor
+]
+
+
+@pytest.mark.parametrize("metric, option, values, factor", STEPS)
+def test_a_step_is_the_mean_factor_of_an_option_swept_by_factors(metric, option, values, factor):
+    claim = next(c for c in claims.CLAIMS if (c.metric, c.option) == (metric, option))
+    step = claims.step_of(claim, [of_option(**{option: value}) for value in values])
+    assert step == pytest.approx(factor, nan_ok=True)
+
+
 # Older runs --------------------------------------------------------------------------------------
 
 
@@ -478,7 +498,7 @@ def scored(*pairs):
 def test_resolution_by_hand():
     points = {"a": scored((1.0, 0.3), (3.0, 0.4)), "b": scored((6.0, 0.0), (6.0, 0.5))}
     over_sequences, of_differences, over_seeds, over_points = claims.resolution(
-        points, *claims.with_error("causal")
+        points, claims.score_at("causal")
     )
     assert math.isnan(of_differences)  # nothing is known of the sequences
     assert over_sequences == pytest.approx(math.sqrt((0.09 + 0.16 + 0.25) / 4))
@@ -486,12 +506,23 @@ def test_resolution_by_hand():
     assert over_points == pytest.approx(4 / math.sqrt(2))
 
 
+def test_resolution_of_a_logarithm_is_in_shares_of_the_score():
+    """Scores 1 and e, e^3 and e^3: squares of the logarithms 1/4, 1/4, 0, 0, of two degrees of
+    freedom; means 1/2 and 3."""
+    e = math.e
+    points = {"a": scored((1.0, 0.3), (e, 0.4 * e)), "b": scored((e**3, 0.0), (e**3, 0.5 * e**3))}
+    of_log = claims.resolution(points, claims.score_at("causal"), log=True)
+    assert of_log.over_sequences == pytest.approx(math.sqrt((0.09 + 0.16 + 0.25) / 4))
+    assert of_log.over_seeds == pytest.approx(0.5)
+    assert of_log.over_points == pytest.approx(2.5 / math.sqrt(2))
+
+
 def test_resolution_of_too_few():
-    functions = claims.with_error("causal")
-    numbers = claims.resolution({"a": scored((1.0, 0.3))}, *functions)
+    score = claims.score_at("causal")
+    numbers = claims.resolution({"a": scored((1.0, 0.3))}, score)
     assert [math.isnan(number) for number in numbers] == [False, True, True, True]
     older = [Run("", {}, {}, [], {"causal": 1.0})]
-    assert claims.resolution({"a": scored((1.0, 0.3)), "b": older}, *functions) is None
+    assert claims.resolution({"a": scored((1.0, 0.3)), "b": older}, score) is None
 
 
 def scored_by_sequence(values, length=16):
@@ -502,6 +533,10 @@ def scored_by_sequence(values, length=16):
 def test_what_sequences_share_cancels_in_differences():
     """Differences 1 and 3: a standard deviation of sqrt(2), over sqrt(2) sequences."""
     points = {"a": scored_by_sequence([5.0, 9.0]), "b": scored_by_sequence([4.0, 6.0])}
-    assert claims.resolution(points, *claims.with_error("causal")).of_differences == 1
+    assert claims.resolution(points, claims.score_at("causal")).of_differences == 1
+    points["a"][0].analysis["causal"] = 0.5  # pseudo-values 10 and 18 times the score: by 6, 12
+    assert claims.resolution(points, claims.score_at("causal"), log=True).of_differences == (
+        pytest.approx(3)
+    )
     points["b"] = scored_by_sequence([4.0, 6.0], length=8)
-    assert math.isnan(claims.resolution(points, *claims.with_error("causal")).of_differences)
+    assert math.isnan(claims.resolution(points, claims.score_at("causal")).of_differences)

@@ -32,6 +32,7 @@ from results.figures import (
     verdicts_figure,
 )
 from results.runs import Run
+from results.verdicts import Contrast
 
 
 def run(point=None, seed=0, perplexity=10.0, **options):
@@ -202,7 +203,7 @@ def test_a_logarithmic_panel_shows_the_mean_of_the_logarithm(panel, middle):
         assert bottom < low and high < top
     else:
         assert low + high == pytest.approx(2 * middle)
-    of_logarithms = "on logarithmic axes of the logarithm" in figure.get_suptitle()
+    of_logarithms = "geometric means on logarithmic axes" in figure.get_suptitle()
     assert of_logarithms == (panel == "last-layer variance")
     plt.close(figure)
 
@@ -487,25 +488,64 @@ def verdict(metric, verdict, effect):
     return Verdict(claim, verdict, effect, 0.1, 0.01, 0.01, (3, 3))
 
 
+NO_CHANGE = dict.fromkeys(figures.CHANGES)
+
+
+def changes(**effects):
+    """{row: what changes_figure reads} of {row: {metric: (effect, half-width)}}, by a Contrast of
+    two degrees of freedom."""
+    return {
+        row: NO_CHANGE
+        | {name: Contrast(effect, half / 4.3027, 2.0) for name, (effect, half) in of.items()}
+        for row, of in effects.items()
+    }
+
+
+def arrows(axis):
+    """[(marker, row)] at a panel's edges."""
+    return [(line.get_marker(), *line.get_ydata()) for line in axis.lines if not line.get_clip_on()]
+
+
 def test_changes_are_factors_with_intervals_of_logarithms():
-    """Variances 1, 2 and 8, 16: a factor of 8; of two points of two seeds t is 4.303."""
-    ends = []
-    for depth, variances in ((4, (1.0, 2.0)), (16, (8.0, 16.0))):
-        runs = [run(seed=seed, n_layer=depth) for seed in range(2)]
-        for each, variance in zip(runs, variances, strict=True):
-            each.summary["last_layer_variance"] = variance
-            each.analysis = {"causal": 0.5, "permutation": None}
-        ends.append(runs)
-    figure = changes_figure({"depth": tuple(ends)})
-    variance = figure.axes[0]
-    bar, dot = variance.lines[:2]
-    half = 4.303 * math.log(2) / 2 * math.sqrt(2)  # each point's variance is log(2)^2 / 2
-    ends = [math.log(8) - half, math.log(8) + half]
-    assert np.log(bar.get_xdata()) == pytest.approx(ends, abs=1e-3)
-    assert dot.get_xdata() == pytest.approx([8])
-    assert variance.get_yticklabels()[0].get_text() == "depth: n_layer 4 to 16"
-    assert [len(axis.lines) for axis in figure.axes] == [3, 1, 3, 3, 1, 1]  # and a line at 1
+    """A dot, filled where its interval is without 1, and nothing where there is no contrast."""
+    rows = {"a": {"growth": (math.log(8), 2.0)}, "b": {"growth": (math.log(8), 2.1)}, "c": {}}
+    figure = changes_figure(changes(**rows))
+    growth = figure.axes[1]
+    bar, dot, _, other_dot = growth.lines[:4]
+    assert np.log(bar.get_xdata()) == pytest.approx([math.log(8) - 2, math.log(8) + 2], abs=1e-3)
+    assert dot.get_xdata() == pytest.approx([8]) and list(dot.get_ydata()) == [0]
+    assert dot.get_markerfacecolor() == "black" and other_dot.get_markerfacecolor() == "white"
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    assert [len(axis.lines) for axis in figure.axes] == [1, 5, 1, 1, 1, 1]  # and a line at 1
+    low, high = np.log(growth.get_xlim())
+    assert low < math.log(8) - 2.1 and math.log(8) + 2.1 < high
     assert "hollow where they hold 1" in figure.get_supxlabel()
+    assert "arrows" not in figure.get_supxlabel()
+    plt.close(figure)
+
+
+def test_what_lies_far_beyond_the_others_is_an_arrow_at_the_edge():
+    """A dot at 1e-5 with its number; and a bar from 1/e^5 to e^5, whose dot the panel shows."""
+    rows = {
+        "far": {"growth": (math.log(1e-5), 0.1)},
+        "wide": {"growth": (0.0, 5.0)},
+        "x": {"growth": (1.0, 0.2)},
+        "y": {"growth": (-1.0, 0.2)},
+    }
+    figure = changes_figure(changes(**rows))
+    growth = figure.axes[1]
+    assert arrows(growth) == [("<", 0), ("<", 1), (">", 1)]
+    assert [text.get_text() for text in growth.texts] == ["1e-05"]
+    low, high = np.log(growth.get_xlim())
+    assert -2.5 < low < -1.2 and 1.2 < high < 2.5  # so that the others can be told apart
+    assert "arrows: beyond the panel" in figure.get_supxlabel()
+    assert all(arrows(axis) == [] for axis in figure.axes if axis is not growth)
+    plt.close(figure)
+
+
+def test_a_single_change_is_shown_whole_however_wide():
+    figure = changes_figure(changes(only={"causal": (0.01, 3.0)}))
+    assert arrows(figure.axes[3]) == []
     plt.close(figure)
 
 
@@ -513,28 +553,14 @@ def test_what_a_page_shows_is_drawn_no_wider_than_the_page():
     points = depths(4, 8)
     for (each,) in points.values():
         each.analysis |= {"causal": 0.5, "permutation": 0.5}
-    nothing = [dict.fromkeys(figures.CHANGES)] * 2
     drawn = [
         point_figure(points, {"perplexity": METRICS["perplexity"]}),
-        changes_figure({"depth": tuple(points.values())}),
-        contrasts_figure(ALONG["tokens"], [1, 2], ["a", "b"], nothing),
+        changes_figure({"depth": NO_CHANGE}),
+        contrasts_figure(ALONG["tokens"], [1, 2], ["a", "b"], [NO_CHANGE] * 2),
     ]
     for figure in drawn:
         assert figure.get_size_inches()[0] * figures.DOTS_PER_INCH <= 836
         plt.close(figure)
-
-
-ENDS = [  # the first and the last point of a sweep, and what the figure calls them
-    (run(weight_decay=0.0), run(weight_decay=3.0), "weight_decay 0 to 3"),
-    (run(attention="window"), run(attention="full"), "attention window to full"),
-    (run(n_layer=4, n_head=2), run(n_layer=8, n_head=2), "n_layer 4 to 8"),
-    (run("window-8"), run("full"), "window-8 to full"),
-]
-
-
-@pytest.mark.parametrize("first, last, text", ENDS)
-def test_ends_are_called_by_the_options_that_differ(first, last, text):
-    assert figures.from_to(first, last) == text
 
 
 def test_verdicts_stand_in_their_measures_column_with_their_effect():
@@ -547,6 +573,19 @@ def test_verdicts_stand_in_their_measures_column_with_their_effect():
     colours = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in hot.patches]
     assert colours == [VERDICT_COLOURS["opposed"], VERDICT_COLOURS["no effect"]]
     assert [label.get_text() for label in right.get_yticklabels()] == ["moe", "depth"]
+    assert "†" not in figure.legends[0].get_title().get_text()
+    plt.close(figure)
+
+
+def test_verdicts_that_need_pooled_spreads_are_marked():
+    said = [
+        verdict("growth", "opposed", math.log(2))._replace(p_apart=0.06),
+        verdict("causal", "undecided", math.log(2))._replace(p_apart=0.06),
+        verdict("usefulness", "no effect", 0.004)._replace(p_apart=0.04),
+    ]
+    figure = verdicts_figure({"": {"moe": said}})
+    assert [text.get_text() for text in figure.axes[0].texts] == ["× 2 †", "× 2", "+0.004"]
+    assert "† not if each point keeps its own" in figure.legends[0].get_title().get_text()
     plt.close(figure)
 
 
@@ -684,6 +723,7 @@ def test_growth_is_ringed_where_the_norms_eps_counts(axis, smallest, ringed):
     assert line.get_ydata().tolist() == [1, 2]
     assert line.get_markerfacecolor() == line.get_color()  # not hollow
     assert [ring.get_ydata().tolist() for ring in rings(axis)] == [[1, 2]] * ringed
+    assert ("ringed" in axis.get_title()) == ringed
     assert len(axis.get_legend_handles_labels()[0]) == 1
 
 

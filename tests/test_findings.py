@@ -10,6 +10,7 @@ import pytest
 from conftest import REPOSITORY
 from results.report import sweep_of
 from results.runs import read_runs
+from results.verdicts import difference
 
 
 @cache
@@ -29,15 +30,14 @@ MEASURES = {
 
 
 def times(sweep, point, against, measure):
-    """(how many times as large the geometric mean over seeds is, standard errors of its logarithm
-    away from 1), each point with its own spread."""
+    """(how many times as large the geometric mean over seeds is, whether its 95 % interval is
+    without 1), each point with its own spread, as in a report's contrasts."""
     logs = [
         np.log([MEASURES[measure](run) for run in points_of(sweep)[name]])
         for name in (point, against)
     ]
-    change = logs[0].mean() - logs[1].mean()
-    error = math.sqrt(sum(log.var(ddof=1) / len(log) for log in logs))
-    return math.exp(change), change / error if error else math.inf
+    change = difference(logs, 0, 1, pooled=False)
+    return math.exp(change.effect), change.excludes_zero()
 
 
 A_QUARTER, A_TENTH_LESS, ABOUT_HALF_MORE = (0.2, 0.3), (0.88, 0.91), (1.4, 1.6)
@@ -61,14 +61,13 @@ IN_WORDS = [  # sweep, point, against, measure, the words as (more than, less th
     ("tokens", "25M,n_expert=16", "25M,n_expert=0", "variance", (1, 3)),
     ("tokens", "200M,n_expert=16", "200M,n_expert=0", "swap", (0, 1)),
 ]
-DECIDED = 2.5  # standard errors, at least: what is said without "undecided"
 
 
 @pytest.mark.parametrize("sweep, point, against, measure, words", IN_WORDS)
 def test_findings_in_words(sweep, point, against, measure, words):
-    factor, errors = times(sweep, point, against, measure)
+    factor, is_decided = times(sweep, point, against, measure)
     assert words[0] < factor < words[1]
-    assert abs(errors) > DECIDED
+    assert is_decided
 
 
 def test_experts_alone_are_more_than_half_of_what_the_recipe_gains():

@@ -8,7 +8,7 @@ import pytest
 import analyze
 from model import GPTConfig
 from results import report
-from results.claims import CLAIMS, Family, Verdict
+from results.claims import CLAIMS, Ends, Family, Verdict
 from results.report import (
     after_correction,
     effect_text,
@@ -110,18 +110,20 @@ def test_blocks_that_could_not_be_opened_are_named(control):
 
 
 def test_a_sweep_that_no_claim_is_about_has_a_sentence_and_no_empty_table():
-    assert report.claims_table([]) == ["None of the paper's claims is about this sweep."]
+    assert report.verdicts_table([]) == ["None of the paper's claims is about this sweep."]
 
 
 # Decay's clock is 0.1 x rate x (100 steps of half the rate + 500 of 0.6 of it), 35 rates.
-# Of two seeds the half-width is 12.706 / 2 times their difference. Contrasts of two points of two
-# seeds have two degrees of freedom: a half-width of 4.303 standard errors, and with t of them
-# p = 1 - t / sqrt(2 + t^2).
+# Of two seeds the half-width is 12.706 / 2 times their difference, or that of their logarithms.
+# Contrasts of two points of two seeds have two degrees of freedom: a half-width of 4.303 standard
+# errors, and with t of them p = 1 - t / sqrt(2 + t^2).
 EXPECTED = """\
 # control
 
 7 runs, seeds 0, 1; data/tiny; scores on 8 held-out sequences of 16 tokens; torch 2.13.0, cpu. \
-Mean ± 95 % Student-t interval over seeds; points of one seed have none. \
+Mean ± 95 % Student-t interval over seeds; of what is compared by its logarithm, the geometric \
+mean (and the interval of the logarithm). A number without an interval is of one seed, or of seeds \
+that all agree. \
 Usefulness and N_eff are with the linear maps fitted on other sequences. \
 Training took 2 minutes, summed over runs. \
 Left out: n_layer=8,learning_rate=0.003,seed=1 (diverged). \
@@ -131,30 +133,33 @@ At n_layer=8 the rate 0.003 diverged and was left out.
 | choice accuracy | Jacobian deviation | weight density | attention density | key/value density \
 | expert density |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
-| n_layer=1,learning_rate=0.001 | 20.1 ± 1.3 | 1 ± 0 | 0.9 ± 0 | – | 1 ± 0 | 1 ± 0 | – | 0.1 ± 0 \
-| 1 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 |
-| n_layer=1,learning_rate=0.003 | 30 ± 0 | 1 ± 0 | 0.9 ± 0 | – | 1 ± 0 | 1 ± 0 | – | 0.1 ± 0 \
-| 1 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 |
-| n_layer=8,learning_rate=0.001 | 25.01 ± 0.13 | 2.9 ± 1.8 | 0.51 ± 0.13 | 0.2 ± 0 | 0.125 ± 0 \
-| 0.55 ± 0.64 | – | 0.015 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 | 1 ± 0 |
+| n_layer=1,learning_rate=0.001 | 20.1 (18.9 to 21.4) | 1 | 0.9 | – | 1 | 1 | – | 0.1 \
+| 1 | 1 | 1 | 1 |
+| n_layer=1,learning_rate=0.003 | 30 | 1 | 0.9 | – | 1 | 1 | – | 0.1 | 1 | 1 | 1 | 1 |
+| n_layer=8,learning_rate=0.001 | 25.01 (24.88 to 25.14) | 2.9 (1.5 to 5.4) | 0.51 (0.40 to 0.65) \
+| 0.2 | 0.125 | 0.55 (0.17 to 1.74) | – | 0.015 | 1 | 1 | 1 | 1 |
 | n_layer=8,learning_rate=0.003 | 22 | 2.718 | 0.5 | 0.2 | 0.125 | 0.5 | – | 0.015 | 1 | 1 | 1 | 1 |
 
 | claim | predicted | measured effect | p | verdict |
 |---|---|---|---|---|
 | **C1** | deeper: more variance \
-| +1.05 ± 0.22 (2 seeds; log last-layer variance: rises) | 0.0023 | supported |
+| +1.05 ± 0.22 a step of × 8 (2 seeds; log last-layer variance: rises) | 0.0023 | supported |
 | C1 | deeper: more growth, var h_L / var h_1 | – (log growth: rises) | 1 | undecided |
 | C1 | deeper: a larger exponent of growth | – (exponent: rises) | 1 | undecided |
 | **C2** | deeper: the Jacobian nearer the identity \
-| -1.897 ± 0 (2 seeds; log Jacobian deviation: falls) | 1 | undecided |
+| -1.897 ± 0 a step of × 8 (2 seeds; log Jacobian deviation: falls) | 1 | undecided |
 | C2 | along the layers of the deepest: the Jacobian nearer the identity \
 | -0.6931 ± 0 (2 seeds; slope of log deviation: negative) | 1 | undecided |
-| **C3** | deeper: causal falls | -0.568 ± 0.084 (2 seeds; log causal: falls) | 0.0012 | supported |
+| **C3** | deeper: causal falls | -0.568 ± 0.084 a step of × 8 (2 seeds; log causal: falls) \
+| 0.0012 | supported |
 | C3 | deeper: permutation falls | – (log permutation: falls) | 1 | undecided |
-| C3 | deeper: usefulness falls | -0.875 ± 0 (2 seeds; usefulness: falls) | 1 | undecided |
+| C3 | deeper: usefulness falls | -0.875 ± 0 a step of × 8 (2 seeds; usefulness: falls) \
+| 1 | undecided |
 | C3+ | deeper: N_eff / L, removed falls | – (log N_eff / L, removed: falls) | 1 | undecided |
 
-Each claim is judged by itself: README corrects for how many there are.
+Each claim is judged by itself; where sweeps are reported together, their claims.md corrects for \
+how many there are. p is of what the seeds speak against: beside `no effect`, that the effect is \
+as large as the margin; beside all else, that there is none.
 
 Growth and updates, free of the stream's scale:
 
@@ -162,7 +167,7 @@ Growth and updates, free of the stream's scale:
 |---|---|
 | n_layer=1,learning_rate=0.001 | – |
 | n_layer=1,learning_rate=0.003 ‡ | – |
-| n_layer=8,learning_rate=0.001 | 1.6 ± 0 |
+| n_layer=8,learning_rate=0.001 | 1.6 |
 | n_layer=8,learning_rate=0.003 | 1.6 |
 
 Size, decay's clock (rate x decay x steps: a steady state needs about 2, and none is claimed), \
@@ -170,9 +175,9 @@ data, and the gap between held-out and training text:
 
 | point | parameters (M) | active (M) | decay's clock |
 |---|---|---|---|
-| n_layer=1,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 | 0.035 ± 0 |
-| n_layer=1,learning_rate=0.003 ‡ | 1.5 ± 0 | 1.5 ± 0 | 0.105 ± 0 |
-| n_layer=8,learning_rate=0.001 | 1.5 ± 0 | 1.5 ± 0 | 0.035 ± 0 |
+| n_layer=1,learning_rate=0.001 | 1.5 | 1.5 | 0.035 |
+| n_layer=1,learning_rate=0.003 ‡ | 1.5 | 1.5 | 0.105 |
+| n_layer=8,learning_rate=0.001 | 1.5 | 1.5 | 0.035 |
 | n_layer=8,learning_rate=0.003 | 1.5 | 1.5 | 0.105 |
 
 Without block 1, which turns the embedding into a stream and is unlike all others: alone, or in \
@@ -181,19 +186,19 @@ removed (an even share would be 1 / L, of pairs 2 / L):
 
 | point | Jacobian deviation | the same slope with block 1 |
 |---|---|---|
-| n_layer=1,learning_rate=0.001 | – | 0 ± 0 |
-| n_layer=1,learning_rate=0.003 ‡ | – | 0 ± 0 |
-| n_layer=8,learning_rate=0.001 | 0.01 ± 0 | -0.6931 ± 0 |
+| n_layer=1,learning_rate=0.001 | – | 0 |
+| n_layer=1,learning_rate=0.003 ‡ | – | 0 |
+| n_layer=8,learning_rate=0.001 | 0.01 | -0.6931 |
 | n_layer=8,learning_rate=0.003 | 0.01 | -0.6931 |
 
 What a block is worth, by place (geometric mean of u, a block removed; early, middle and late are \
 thirds of blocks 2 to L, of 8: 2 to 4, 5 to 6, 7 to 8):
 
-| point | block 1 | early | middle | late | last block |
+| point | u, block 1 | u, early | u, middle | u, late | u, last block |
 |---|---|---|---|---|---|
-| n_layer=1,learning_rate=0.001 | 0.1 ± 0 | – | – | – | 0.1 ± 0 |
-| n_layer=1,learning_rate=0.003 ‡ | 0.1 ± 0 | – | – | – | 0.1 ± 0 |
-| n_layer=8,learning_rate=0.001 | 0.1 ± 0 | 0.1 ± 0 | 0.1 ± 0 | 0.1 ± 0 | 0.1 ± 0 |
+| n_layer=1,learning_rate=0.001 | 0.1 | – | – | – | 0.1 |
+| n_layer=1,learning_rate=0.003 ‡ | 0.1 | – | – | – | 0.1 |
+| n_layer=8,learning_rate=0.001 | 0.1 | 0.1 | 0.1 | 0.1 | 0.1 |
 | n_layer=8,learning_rate=0.003 | 0.1 | 0.1 | 0.1 | 0.1 | 0.1 |
 
 ‡ the norms' eps is more than 1 % of a variance of the stream.
@@ -310,7 +315,7 @@ INTERVALS = [  # mean, half-width, text
     (15204.0, 1234.0, "15200 ± 1200"),
     (-0.0081, 0.085, "-0.008 ± 0.085"),
     (2.3e-9, 4.4e-10, "2.3e-09 ± 4.4e-10"),
-    (0.125, 0.0, "0.125 ± 0"),
+    (0.125, 0.0, "0.125"),
 ]
 
 
@@ -320,9 +325,37 @@ def test_means_are_rounded_once_to_the_place_of_their_interval(mean, half, text)
     assert with_interval([mean - apart, mean + apart]) == text
 
 
-def test_one_seed_has_no_interval_and_what_is_not_measured_is_a_dash():
-    assert with_interval([1.23456]) == "1.235"
-    assert with_interval([None, None]) == "–"
+OF_LOGARITHMS = [  # geometric mean, by what factor the interval reaches beyond it, text
+    (1070.0, 3.8, "1100 (280 to 4100)"),
+    (0.65, 43.0, "0.65 (0.015 to 28)"),  # two digits at least, of the least number too
+    (29.72, 1.024, "29.72 (29.02 to 30.43)"),
+    (2.3e-9, 1.2, "2.3e-09 (1.92e-09 to 2.76e-09)"),
+    (0.2, 1.0, "0.2"),
+]
+
+
+@pytest.mark.parametrize("mean, factor, text", OF_LOGARITHMS)
+def test_what_is_compared_by_its_logarithm_has_the_logarithms_interval(mean, factor, text):
+    """Two seeds, sqrt(a b) of which is the mean, and whose ratio to the power 12.706 / 2 is how far
+    the interval reaches."""
+    apart = factor ** (1 / T_OF_TWO / 2)
+    assert with_interval([mean / apart, mean * apart], log=True) == text
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_one_seed_has_no_interval_and_what_is_not_measured_is_a_dash(log):
+    assert with_interval([1.23456], log) == "1.235"
+    assert with_interval([None, None], log) == "–"
+
+
+NAMES = [("causal", "0.51 (0.40 to 0.65)"), ("usefulness", "0.51 ± 0.13"), ("N_eff / L", None)]
+
+
+@pytest.mark.parametrize("name, text", NAMES)
+def test_which_columns_are_of_logarithms_is_by_their_name(name, text):
+    """A column with a number that is not positive, anywhere, is of means throughout."""
+    cells = report.cells_of(name, [[0.5, 0.52], [0.0, 0.1] if text is None else [None]])
+    assert cells == ([text, "–"] if text else ["0.51 ± 0.13", "0.05 ± 0.64"])
 
 
 FALLS = next(claim for claim in CLAIMS if claim.metric == "perplexity" and claim.shape == "falls")
@@ -338,6 +371,11 @@ EFFECTS = [  # effect, half-width, seeds, text
 @pytest.mark.parametrize("effect, half, n_seeds, text", EFFECTS)
 def test_effects_stand_with_their_half_widths(effect, half, n_seeds, text):
     assert effect_text(Verdict(FALLS, "", effect, half, 0.5, 0.5, n_seeds)) == text
+
+
+def test_an_effect_says_how_large_a_step_is():
+    verdict = Verdict(FALLS, "", 0.1234, 0.045, 0.5, 0.5, (3, 3), step=math.sqrt(8))
+    assert effect_text(verdict).startswith("+0.123 ± 0.045 a step of × 2.8 (3 seeds; ")
 
 
 def test_verdicts_stand_with_and_without_the_correction():
@@ -367,9 +405,53 @@ def test_a_figure_shows_what_stands_after_the_correction():
     assert stands["tokens"] == []
 
 
-def of_causal(score, per_sequence):
-    analysis = {"causal": score, "standard_errors": {"causal": 0.5}, "sequences": 2, "length": 16}
-    analysis["per_sequence"] = {"causal": per_sequence}
+def ends(option, first, last, **config):
+    """Ends of two seeds each, with perplexities 8 and 2, and their runs' options."""
+    return Ends(
+        option,
+        *(
+            [
+                seed_of({"n_embd": 256, option: value, **config}, mean * apart)
+                for apart in (0.9, 1.1)
+            ]
+            for value, mean in ((first, 8.0), (last, 2.0))
+        ),
+    )
+
+
+def seed_of(config, perplexity):
+    config |= {"sweep": {"rung": config.get("rung")}}
+    summary = {"perplexity": perplexity, "last_layer_variance": 1.0}
+    return Run("", config, summary, [], {"causal": None, "permutation": None})
+
+
+def test_rows_of_changes_stand_in_the_order_of_their_meaning_and_say_what_changes():
+    rows = report.changes_of(
+        {
+            "control": ends("n_layer", 4, 32),
+            "depth": ends("n_layer", 4, 32),
+            "wide_moe": ends("n_expert", 0, 16, n_embd=512),
+            "recipe": ends("rung", 1, 5),
+            "context": ends("block_size", 64, 4096),
+            "weight_decay": ends("weight_decay", 0.0, 3.0),
+        }
+    )
+    assert list(rows) == [
+        "decay 0 to 3",
+        "context 64 to 4096",
+        "recipe, rung 1 to 5",
+        "blocks 4 to 32",
+        "blocks 4 to 32 (control)",
+        "experts 0 to 16 (width 512)",
+    ]
+    for measured in rows.values():  # the last over the first
+        assert measured["perplexity"].effect == pytest.approx(math.log(1 / 4))
+        assert measured["growth"] is None
+
+
+def of_loss(score, per_sequence):
+    analysis = {"loss": score, "standard_errors": {"loss": 0.5}, "sequences": 2, "length": 16}
+    analysis["per_sequence"] = {"loss": per_sequence}
     return Run("", {"data_sha256": "x"}, {}, [], analysis)
 
 
@@ -386,12 +468,24 @@ def test_scores_are_bold_whose_sequences_are_too_few(apart, per_sequence, column
     """Sequences differ by 1 and 3 between the points, so the mean of them by an error of 1. Seeds
     have a standard deviation of sqrt(2) times `apart`, points one of 10 / sqrt(2)."""
     points = {
-        name: [of_causal(mean + side * apart, values) for side in (-1, 1)]
+        name: [of_loss(mean + side * apart, values) for side in (-1, 1)]
         for name, mean, values in (("a", 20.0, [5.0, 9.0]), ("b", 10.0, per_sequence))
     }
     *_, row, _, said, _ = report.resolution_table(points)
-    assert row == f"| causal | {columns} |"
+    assert row == f"| loss | {columns} |"
     assert ("In bold: " in said) == ("**" in columns)
+
+
+def test_what_is_judged_by_its_logarithm_is_resolved_in_it():
+    """Seeds 1 and e, a standard deviation of sqrt(1/2); their errors are a half and a half / e."""
+    points = {"a": [of_loss(score, None) for score in (1.0, math.e)]}
+    for each in points["a"]:
+        each.analysis["causal"] = each.analysis["loss"]
+        each.analysis["standard_errors"]["causal"] = 0.5
+    _, row, *_ = report.resolution_table(points)[4:]
+    assert row == f"| log causal | {0.5 * math.sqrt((1 + math.e**-2) / 2):.2g} | – | 0.71 | – | – |"
+    points["a"][0].analysis["causal"] = 0.0
+    assert report.resolution_table(points)[5].startswith("| causal | 0.5 | – | 1.9 |")
 
 
 ONE_RUN = sweep_of([made_up_run(1, 0.001, 0, 20)])

@@ -15,6 +15,7 @@ from data.files import BadInput
 from model import GPTConfig
 from results import tables
 from results.claims import CLAIMS, Verdict
+from results.report import after_correction
 from results.runs import Run
 from results.tables import (
     BENCHED,
@@ -22,8 +23,8 @@ from results.tables import (
     PAGES,
     TABLES,
     change_text,
-    claims_table,
     filled,
+    primary_table,
     two_cells,
     write_tables,
 )
@@ -246,7 +247,7 @@ CHANGES = [  # metric, effect, half-width, text
     ("perplexity", -0.01, 0.002, "0.9900 times (0.9881 to 0.9920)"),
     ("usefulness", -0.1234, 0.045, "-0.123 ± 0.045"),
     ("usefulness", -0.1234, math.inf, "–"),
-    ("causal", 0.0, math.log(25), "1 times (0.04 to 25)"),  # no ratio is 0
+    ("causal", 0.0, math.log(25), "1.0 times (0.040 to 25)"),  # no ratio is 0
 ]
 
 
@@ -261,15 +262,18 @@ CELLS = [(0.04, 0.04, "**opposed**"), (0.04, 0.06, "opposed †"), (0.06, 0.04, 
 
 @pytest.mark.parametrize("adjusted, apart, text", CELLS)
 def test_verdicts_are_marked_that_need_pooled_spreads(adjusted, apart, text):
-    verdict = Verdict(CLAIMS[0], "opposed", 1.0, 0.1, 0.001, 0.001, (3, 3))
-    assert two_cells((verdict, adjusted, apart))[1] == text
+    """By p after the correction: of ten primary claims, a tenth of it before."""
+    c1 = next(claim for claim in CLAIMS if claim.primary and claim.name == "C1")
+    verdict = Verdict(c1, "opposed", 1.0, 0.1, adjusted / 10, apart / 10, (3, 3))
+    (stands,) = after_correction({"depth": [verdict]})["depth"]
+    assert two_cells(stands)[1] == text
 
 
 def test_the_table_of_claims_has_all_ten():
     """Those that no sweep speaks to yet stand together in the last row."""
-    rows = [row.strip("| ").split(" | ")[0] for row in claims_table()[2:]]
+    rows = [row.strip("| ").split(" | ")[0] for row in primary_table()[2:]]
     assert sorted(", ".join(rows).split(", ")) == sorted(f"C{i}" for i in range(1, 11))
-    assert {row.count("|") for row in claims_table()} == {7}
+    assert {row.count("|") for row in primary_table()} == {7}
 
 
 RATES = {"half_rate_moe": 1e-3, "moe": 2e-3}
@@ -377,16 +381,18 @@ def test_a_table_that_nobody_makes_is_refused(page):
 
 def test_a_cell_says_how_many_seeds_where_points_have_not_equally_many():
     claim = next(claim for claim in CLAIMS if claim.metric == "exponent")
-    some, equal = (Verdict(claim, "opposed", -0.1, 0.04, 0.01, 0.01, n) for n in ((1, 3), (3, 3)))
-    assert two_cells((some, 0.02, 0.2)) == ("-0.100 ± 0.040, 1 to 3 seeds", "opposed †")
-    assert two_cells((equal, 0.02, 0.01)) == ("-0.100 ± 0.040", "**opposed**")
-    assert two_cells((equal, 0.2, 0.2)) == ("-0.100 ± 0.040", "undecided")
+    some = Verdict(claim, "opposed", -0.1, 0.04, 0.02, 0.2, (1, 3))
+    equal = some._replace(n_seeds=(3, 3), p_apart=0.01)
+    assert two_cells(some) == ("-0.100 ± 0.040, 1 to 3 seeds", "opposed †")
+    assert two_cells(equal) == ("-0.100 ± 0.040", "**opposed**")
+    undecided = equal._replace(verdict="undecided", p_apart=0.2)
+    assert two_cells(undecided) == ("-0.100 ± 0.040", "undecided")
 
 
 def test_runs_without_figures_are_judged_once_their_sweep_is_complete(monkeypatch, tmp_path):
     """As one seed of one point would stand in README as a verdict on the claim."""
     shutil.copy(tables.HERE / "depth.json", tmp_path)
     monkeypatch.setattr(tables, "HERE", tmp_path)
-    assert tables.judged_by("depth", "moe") == []
+    assert tables.judged_by("depth", "moe") == {}
     (tmp_path / "depth").mkdir()
-    assert {name for name, _ in tables.judged_by("depth", "moe")} == {"depth"}
+    assert list(tables.judged_by("depth", "moe")) == ["depth"]

@@ -227,9 +227,30 @@ def test_each_points_own_spread_can_be_asked_for():
     """Fivefold spreads are pooled by the rule; apart, Welch's error is the wide point's own."""
     points = [[1.0, 1.1, 1.2], [3.0, 3.5, 4.0]]
     assert difference(points, 1, 0).df == 4
-    apart = difference(points, 1, 0, differ=1)
+    apart = difference(points, 1, 0, pooled=False)
     assert apart.error == pytest.approx(math.sqrt(0.01 / 3 + 0.25 / 3))
-    assert judge(points, "rises", differ=1).p > judge(points, "rises").p
+    assert judge(points, "rises", pooled=False).p > judge(points, "rises").p
+
+
+def test_a_point_whose_seeds_all_agree_lends_none_of_its_freedom():
+    """Squares 1/24 of two degrees of freedom: nothing is pooled with the others' zeros. A point of
+    weight zero has no part in it, and a single seed has no spread at all."""
+    points = [[0.5, 0.5, 0.5], [0.25, 0.5, 0.25]]
+    _, error, df = difference(points, 1, 0, pooled=False)
+    assert (error, df) == (pytest.approx(math.sqrt(1 / 24 / 2 / 3)), 2)
+    wide = [-9.0, 0.0, 9.0]
+    assert difference([*points, wide], 1, 0, pooled=False)[1:] == (pytest.approx(error), 2)
+    assert difference([points[0], [0.25]], 1, 0, pooled=False).error == math.inf
+    assert difference([points[0], [0.25] * 3], 1, 0, pooled=False).p() == 1
+
+
+def test_equal_spreads_apart_have_satterthwaites_freedom():
+    """Of three points' slope the ends alone count, with two degrees of freedom each: four, where
+    all three pooled have six."""
+    points = [[0.0, 1.0, 2.0], [5.0, 6.0, 7.0], [9.0, 10.0, 11.0]]
+    pooled, apart = (contrast(points, [-0.5, 0, 0.5], pooled=each) for each in (True, False))
+    assert pooled == pytest.approx((4.5, math.sqrt(0.5 / 3), 6))
+    assert apart == pytest.approx((4.5, math.sqrt(0.5 / 3), 4))
 
 
 @pytest.mark.parametrize("points", [[[0.0, 0.1], [1.0, 2.0]], [[-1.0, 1.0], [1.0, 2.0]]])
