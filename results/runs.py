@@ -608,7 +608,7 @@ def check_sweep(run, source):
         point, options = shortened(varied["point"]), ", ".join(varied["options"]) or "none"
         raise BadInput(
             f"{source}, config.json: the run's name is not made of sweep.point = {point} and "
-            f"sweep.options = {options}"
+            f"sweep.options = {options}: name it so, or remove it"
         )
     config = {**defaults_of(run.config), **run.config}
     for option, text in texts.items():
