@@ -241,6 +241,8 @@ def split_labels(point, path):
         kind = LABELS[key]
         if type(value) is not kind:
             raise BadInput(f"{path}: [[point]] {key} = {value!r} must be {KINDS[kind]}")
+    if labels.get("rung", 0) < 0:
+        raise BadInput(f"{path}: [[point]] rung = {labels['rung']} must be at least 0")
     return options, labels
 
 

@@ -126,6 +126,12 @@ class Number(NamedTuple):
     most: float = math.inf
 
 
+class Line(NamedTuple):
+    """A text that can stand in a row of a table: of one line, without a bar."""
+
+    most: int = 200  # characters
+
+
 class Maybe(NamedTuple):
     """The value of a key that may be missing."""
 
@@ -185,11 +191,13 @@ def parse_json(text, wanted, source):
 
 def fault_of(value, wanted, field="the content"):
     """Why a value is not as wanted, such as "tokens.train = -1 must be a whole number of at least
-    1"; None where it is. wanted: a type; a Number; {key: wanted}, where other keys are welcome;
-    [wanted], of every item of a list; an Each; a Several; or several of these in a tuple, of which
-    one must fit. A key whose value is a Maybe can be missing."""
+    1"; None where it is. wanted: a type; a Number; a Line; {key: wanted}, where other keys are
+    welcome; [wanted], of every item of a list; an Each; a Several; or several of these in a tuple,
+    of which one must fit. A key whose value is a Maybe can be missing."""
     if isinstance(wanted, Number):
         return fault_of_number(value, wanted, field)
+    if isinstance(wanted, Line):
+        return fault_of_line(value, wanted, field)
     if isinstance(wanted, Each):
         wanted = dict.fromkeys(value, wanted.wanted) if isinstance(value, dict) else {}
     if isinstance(wanted, Several):
@@ -238,6 +246,13 @@ def fault_of_number(value, wanted, field):
     if math.isfinite(wanted.most):
         rule += f" {'and' if math.isfinite(wanted.least) else 'of'} at most {wanted.most}"
     return f"{field} = {shortened(value)} must be {rule}"
+
+
+def fault_of_line(value, wanted, field):
+    is_text = isinstance(value, str) and value.isprintable()
+    if is_text and "|" not in value and len(value) <= wanted.most:
+        return None
+    return f"{field} = {shortened(value)} must be a line of text without |, as a table's cell"
 
 
 def shortened(value, most=40):

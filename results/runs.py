@@ -21,15 +21,25 @@ import shutil
 import zipfile
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from configs.read import MEASURED_BY, OPTIONS, WHERE_NOT_WHAT, as_text, build_configs, check_option
+from configs.read import (
+    MEASURED_BY,
+    OPTIONS,
+    WHERE_NOT_WHAT,
+    as_text,
+    build_configs,
+    check_option,
+    parse_value,
+)
 from data.files import (
     BadInput,
     Each,
+    Line,
     Maybe,
     Number,
     Several,
@@ -40,11 +50,21 @@ from data.files import (
     read_text,
     reason,
     replacing,
+    shortened,
     write_json,
     write_text,
 )
 from model import GPT
-from results.scores import derived
+from results.scores import (
+    TINY,
+    derived,
+    growth_of_variance,
+    pair_mean,
+    updates_in_the_middle,
+    use_of_depth,
+    usefulness,
+    worths,
+)
 
 DEFAULTS = {name: field.default for name, field in OPTIONS.items()}
 DIGITS = 6  # of a measured number, once it is published
@@ -70,32 +90,48 @@ SYMMETRIC = {  # the matrices; what is not symmetric is zero below the diagonal
     "angular_distance": True,
 }
 
-# What others read of the files below, and of what kind it must be.
+# What others read of the files below, of what kind it must be, and within which limits: what no
+# run can have is refused here, and what does not follow from other entries below, in FOLLOWS.
 NUMBERS, NONE = [Number()], type(None)
 N_SEQUENCES = Number(int, 1)
+LARGE = 1e50  # beyond norms of 32-bit numbers, while its square is still a number
+NEARLY = 1e-6  # what sums of floats may miss a limit by
+OTHER_SUMS = 1e-9  # of a score, by which another machine's sum may differ
+LOSS = Number(float, 0, 700)  # in nats, where it has a perplexity: that of a larger one overflows
+NAT = Number(float, 0, LARGE)  # any other mean of cross-entropies
+RATIO = Number(float, 1 / LARGE, LARGE)  # of two of these
+SIZE = Number(float, 0, LARGE)  # a variance or a norm: 0, of what adds nothing, can be
+CHANGE = Number(float, 0)  # relative, so that it may be anything beside next to nothing
+SHARE = Number(float, 0, 1)
+COMPUTED_SHARE = Number(float, 0, 1 + NEARLY)
+COSINE = Number(float, -1 - NEARLY, 1 + NEARLY)
+DIVERGENCE = Number(float, -1e-3, LARGE)  # at least 0, but for 32-bit logits' rounding
+ERROR = Number(float, 0)
+LINE = Line()
 CONFIG = {  # what no run is too old to have; of what kind an option is, check_option says
     **dict.fromkeys(("vocab_size", "block_size", "n_layer", "n_embd", "n_head"), object),
-    **dict.fromkeys(("n_kv_head", "n_expert", "dataset", "max_iters", "eval_interval"), object),
+    **dict.fromkeys(("n_kv_head", "n_expert", "max_iters", "eval_interval"), object),
     **dict.fromkeys(("warmup_iters", "learning_rate", "min_lr", "weight_decay", "seed"), object),
+    "dataset": LINE,
     "data_sha256": str,
     "eval_iters": Maybe(Number(int, 1)),
-    "code": Maybe(str),
+    "code": Maybe(LINE),
 }
 SUMMARY = {
     "diverged": bool,
     "seconds": Number(float, 0),
-    "val_loss": (Number(), NONE),
-    "perplexity": (Number(), NONE),
-    "last_layer_variance": (Number(), NONE),
-    "torch": str,
-    "device": str,
-    "params": Number(int, 0),
-    "active_params": Number(int, 0),
+    "val_loss": (LOSS, NONE),
+    "perplexity": (Number(float, 1), NONE),
+    "last_layer_variance": (SIZE, NONE),
+    "torch": LINE,
+    "device": LINE,
+    "params": Number(int, 1),
+    "active_params": Number(int, 1),
     "memory_GiB": Maybe((Number(float, 0), NONE)),
 }
 SWEEP = {
-    "point": (str, NONE),
-    "rung": (Number(int), NONE),
+    "point": (LINE, NONE),
+    "rung": (Number(int, 0), NONE),
     "place": Number(int, 0),
     "options": [str],
 }
@@ -103,79 +139,85 @@ LOGGED = {
     "step": Number(int, 0),
     "tokens": Number(int, 0),
     **dict.fromkeys(
-        ("train_loss", "lr", "grad_norm", "tokens_per_second", "val_loss"), Maybe(Number())
+        ("train_loss", "lr", "grad_norm", "tokens_per_second"), Maybe(Number(float, 0))
     ),
-    **dict.fromkeys(("variance", "attention_variance", "mlp_variance"), Maybe(NUMBERS)),
+    "val_loss": Maybe(NAT),
+    **dict.fromkeys(("variance", "attention_variance", "mlp_variance"), Maybe([SIZE])),
 }
-VALIDATED = {**LOGGED, "val_loss": Number(), "variance": NUMBERS}
+VALIDATED = {**LOGGED, "val_loss": NAT, "variance": [SIZE]}
 OF_TASK = {
-    "accuracy": Number(),
-    "standard_error": Maybe((Number(), NONE)),  # None: over a single paradigm
-    **dict.fromkeys(("control", "control_error", "cut"), Maybe(Number())),
+    "accuracy": SHARE,
+    "standard_error": Maybe((ERROR, NONE)),  # None: over a single paradigm
+    **dict.fromkeys(("control", "cut"), Maybe(SHARE)),
+    "control_error": Maybe(ERROR),
 }
+USE = Each(Number(float, 0))
 ANALYSIS = {
     "sequences": N_SEQUENCES,
     "length": Number(int, 1),
     "variance": {
-        "residual": NUMBERS,
-        **dict.fromkeys(("attention", "mlp", "median", "without_first"), Maybe(NUMBERS)),
+        "residual": [SIZE],
+        **dict.fromkeys(("attention", "mlp", "median", "without_first"), Maybe([SIZE])),
     },
-    "prune_ratios": NUMBERS,
-    "cumulative": {"last": NUMBERS, "least": NUMBERS, "greedy": NUMBERS},
-    "causal_matrix": [NUMBERS],
-    "causal": (Number(), NONE),
-    "permutation_matrix": [NUMBERS],
-    "permutation": (Number(), NONE),
-    "linear_ratios": {"held_out": NUMBERS, "same": NUMBERS, "transposed": NUMBERS},
-    "usefulness": {"held_out": Number(), "same": Number(), "transposed": Number()},
-    "n_eff": Number(),
-    "n_eff_share": Number(),
+    "prune_ratios": [RATIO],
+    "cumulative": {"last": [NAT], "least": [NAT], "greedy": [NAT]},
+    "causal_matrix": [[CHANGE]],
+    "causal": (CHANGE, NONE),
+    "permutation_matrix": [[CHANGE]],
+    "permutation": (CHANGE, NONE),
+    "linear_ratios": {"held_out": [RATIO], "same": [RATIO], "transposed": [RATIO]},
+    "usefulness": {"held_out": SHARE, "same": SHARE, "transposed": SHARE},
+    "n_eff": Number(float, 0),
+    "n_eff_share": COMPUTED_SHARE,
     "jacobian": {
-        "deviation": NUMBERS,
-        "off_diagonal": NUMBERS,
-        "spectral": NUMBERS,
-        "per_token": NUMBERS,
+        "deviation": [SIZE],
+        "off_diagonal": [SIZE],
+        "spectral": [SIZE],
+        "per_token": [SIZE],
     },
-    "block_influence": NUMBERS,
-    "angular_distance": [NUMBERS],
-    "logit_lens": NUMBERS,
+    "block_influence": [Number(float, -NEARLY, 2 + NEARLY)],  # 1 - a cosine
+    "angular_distance": [[COMPUTED_SHARE]],
+    "logit_lens": [DIVERGENCE],
     "densities": {
-        "weight": Number(),
-        "attention": Number(),
-        "key_value": Number(),
-        "expert": Number(),
+        "weight": COMPUTED_SHARE,
+        "attention": COMPUTED_SHARE,
+        "key_value": SHARE,
+        "expert": SHARE,
     },
     # Older runs lack some of these.
+    "code": Maybe(LINE),
     "sequences_of": Maybe(
         {"jacobian": N_SEQUENCES, "swap": N_SEQUENCES, "greedy_order": N_SEQUENCES}
     ),
-    "loss": Maybe(Number()),
+    "loss": Maybe(LOSS),
+    "perplexity": Maybe(Number(float, 1)),
     "seconds": Maybe(Number(float, 0)),
-    "predicted_variance": Maybe((NUMBERS, NONE)),
+    "predicted_variance": Maybe(([SIZE], NONE)),
     "choices": Maybe(OF_TASK),
     "task": Maybe(OF_TASK),
-    "blimp": Maybe({**OF_TASK, "paradigms": Maybe(Each(Number()))}),
-    "size": Maybe({"attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS), "block": NUMBERS}),
-    "cosine": Maybe({"attention": Maybe(NUMBERS), "mlp": Maybe(NUMBERS), "block": NUMBERS}),
+    "blimp": Maybe({**OF_TASK, "paradigms": Maybe(Each(SHARE))}),
+    "size": Maybe({"attention": Maybe([CHANGE]), "mlp": Maybe([CHANGE]), "block": [CHANGE]}),
+    "cosine": Maybe({"attention": Maybe([COSINE]), "mlp": Maybe([COSINE]), "block": [COSINE]}),
     "growth": Maybe(Each(Number())),
-    "updates": Maybe(Each(Number())),
-    "linear_use": Maybe(Each(Number())),
-    "removal_use": Maybe(Each(Number())),
+    "updates": Maybe(Each(Number(float, 0))),
+    "linear_use": Maybe(USE),
+    "removal_use": Maybe(USE),
     "standard_errors": Maybe(dict),  # of these two check_errors says more
     "per_sequence": Maybe({"same_targets": Maybe(Each(NUMBERS))}),
     "same_targets": Maybe(
         {
             "targets": Number(int, 0),
-            "own_context": Maybe(Number()),
-            "short_context": Maybe(Number()),
+            "own_context": Maybe(LOSS),
+            "short_context": Maybe(LOSS),
         }
     ),
     "text": Maybe(
         {
-            "passes": Number(),
-            "by_position": NUMBERS,
-            "positions_read": NUMBERS,
-            **dict.fromkeys(("held_out_loss", "training_loss", "gap"), Maybe(Number())),
+            "passes": Number(float, 0),
+            "by_position": [NAT],
+            "positions_read": [Number(float, 0)],
+            **dict.fromkeys(("held_out_loss", "training_loss"), Maybe(NAT)),
+            "gap": Maybe(Number()),
         }
     ),
     "scored_from": Maybe({"scores": Maybe(str), "task": Maybe(str), "blimp": Maybe(str)}),
@@ -453,9 +495,69 @@ def read_runs(path):
     """All finished runs, [Run], of a sweep's folder (sorted: 4 blocks before 16), or of the JSON
     file that publish_runs made of one (as they stand there). Raises BadInput."""
     if path.suffix == ".json":
-        return completed(read_published(path))
-    folders = sorted(file.parent for file in path.glob("*/summary.json"))
-    return sorted(completed([read_run(folder) for folder in folders]), key=lambda run: run.order)
+        runs = completed(read_published(path))
+    else:
+        folders = sorted(file.parent for file in path.glob("*/summary.json"))
+        runs = completed([read_run(folder) for folder in folders])
+        runs.sort(key=lambda run: run.order)
+    check_seeds(runs, path)
+    check_data(runs, path)
+    return runs
+
+
+def check_seeds(runs, path):
+    """Raises BadInput where runs of a point are not runs of one config with seeds of their own."""
+    for one, other in combinations(runs, 2):
+        if one.point != other.point:
+            continue
+        both = f"{path}: {one.name} and {other.name} are both of {one.point}"
+        if one.seed == other.seed:
+            raise BadInput(f"{both} with seed {one.seed}: remove one, which is no other sample")
+        if option := first_difference(one.config, other.config):
+            was, now = (shortened(run.config.get(option)) for run in (one, other))
+            raise BadInput(f"{both}, whose seeds share all else, but {option} is {was} and {now}")
+        if part := same_numbers(one, other):
+            raise BadInput(f"{both} and have the same {part}: one is a copy, and no other seed")
+
+
+def first_difference(one, other):
+    """The first option, or other entry, in which two configs are not those of seeds of a point."""
+    free = {*WHERE_NOT_WHAT, *MEASURED_BY, "seed", "sweep", "code"}
+    names = sorted((one.keys() | other.keys()) - free)
+    return next((name for name in names if one.get(name) != other.get(name)), None)
+
+
+def same_numbers(one, other):
+    """In which of "log" and "analysis" two runs have all in common, as no two seeds do; or None."""
+    logs = [[(line["val_loss"], line["variance"]) for line in run.log] for run in (one, other)]
+    if logs[0] == logs[1] != []:
+        return "log"
+    if None in (one.analysis, other.analysis):
+        return None
+    judged = ("prune_ratios", "linear_ratios", "causal_matrix", "variance")
+    same = all(one.analysis[name] == other.analysis[name] for name in judged)
+    return "analysis" if same else None
+
+
+def check_data(runs, path):
+    """Raises BadInput where one dataset has two contents, or points have another dataset than the
+    rest, though they neither sweep it nor have names of their own."""
+    by_dataset, by_point = {}, {}
+    for run in runs:
+        dataset = run.config["dataset"]
+        first = by_dataset.setdefault(dataset, run)
+        if first.config["data_sha256"] != run.config["data_sha256"]:
+            raise BadInput(
+                f"{path}: {first.name} and {run.name} have another data_sha256: data/{dataset} was "
+                "not the same, so they do not compare; leave one out"
+            )
+        kind = run.config["sweep"]["point"], run.options.get("dataset")
+        first = by_point.setdefault(kind, run)
+        if first.config["dataset"] != dataset:
+            raise BadInput(
+                f"{path}: dataset is {first.config['dataset']} in {first.name} and {dataset} in "
+                f"{run.name}, and the sweep does not vary it: leave one out"
+            )
 
 
 def read_analysis(folder):
@@ -477,32 +579,91 @@ def read_run(folder):
     }
     if fault := fault_of(log, [VALIDATED]):
         raise BadInput(f"{folder / 'log.jsonl'}: {fault}")
-    run = checked(Run(folder.name, **fields), folder)
-    ends_well = bool(log) and log[-1]["val_loss"] == run.summary["val_loss"]
-    if not run.summary["diverged"] and not ends_well:
-        raise BadInput(
-            f"{folder / 'log.jsonl'} does not end with the loss that summary.json gives: "
-            f"delete {folder} to train it again"
-        )
-    return run
+    return checked(Run(folder.name, **fields), folder)
 
 
 def checked(run, source):
-    """The run. Raises BadInput, naming the source, where its config cannot be, or its scores are
-    those of another number of blocks."""
+    """The run. Raises BadInput, naming the source, where its config cannot be, where it is not what
+    its name says, or where its scores are not its own, or do not follow from one another."""
     model_config, _ = configs_of(run.config, f"{source}, config.json")
-    varied = run.config.get("sweep", {"point": None, "rung": None, "place": 0, "options": []})
+    check_sweep(run, source)
+    check_log(run, source)
+    check_summary(run, source)
+    if run.analysis is not None:
+        check_lengths(run.analysis, model_config, source)
+        check_errors(run, source)
+        check_following(run.analysis, FOLLOWS, f"{source}, analysis.json")
+    return run
+
+
+def check_sweep(run, source):
+    """Raises BadInput where config.json and the run's name disagree on what the sweep varies."""
+    varied = run.config.get("sweep", sweep_from_name(run.name, {}))
     if fault := fault_of(varied, SWEEP, "sweep"):
         raise BadInput(f"{source}, config.json: {fault}")
     if unknown := set(varied["options"]) - OPTIONS.keys():
         raise BadInput(f"{source}, config.json: sweep.options names {min(unknown)}, no option")
-    if not run.summary["diverged"] and None in (run.summary[name] for name in MEASURED):
-        raise BadInput(f"{source}, summary.json: a run that did not diverge must have its losses")
-    check_log(run, source)
-    if run.analysis is not None:
-        check_lengths(run.analysis, model_config.n_layer, source)
-        check_errors(run, source)
-    return run
+    texts = values_in_name(run.name, varied)
+    if texts is None:
+        point, options = shortened(varied["point"]), ", ".join(varied["options"]) or "none"
+        raise BadInput(
+            f"{source}, config.json: the run's name is not made of sweep.point = {point} and "
+            f"sweep.options = {options}: name it so, or remove it"
+        )
+    config = {**defaults_of(run.config), **run.config}
+    for option, text in texts.items():
+        if not says(text, option, config):
+            raise BadInput(
+                f"{source}, config.json: {option} = {shortened(config[option])} is not the {text} "
+                "of the run's name"
+            )
+
+
+def values_in_name(name, sweep):
+    """{swept option: its value's text} in a run's name; None where the name is not made of the
+    sweep's point and options."""
+    point = [] if sweep["point"] is None else [re.escape(sweep["point"])]
+    pattern = ",".join(point + [f"{option}=(.+)" for option in sweep["options"]]) or "run"
+    match = re.fullmatch(pattern, name)
+    return match and dict(zip(sweep["options"], match.groups(), strict=True))
+
+
+def says(text, option, config):
+    """Is this text, of a run's name, the option's value in its config, or one that train.py made
+    this value of, such as n_head of an n_kv_head of 0?"""
+    if text == as_text(config[option]):
+        return True
+    options = {name: value for name, value in config.items() if name in OPTIONS}
+    try:
+        options[option] = check_option(option, parse_value(OPTIONS[option].type, text), "")
+        built = build_configs(options, "")
+    except BadInput:
+        return False
+    return any(getattr(part, option, None) == config[option] for part in built)
+
+
+def check_summary(run, source):
+    """Raises BadInput where summary.json is not that of the run's log, or has or lacks what a run
+    that diverged cannot have, or any other must."""
+    summary = run.summary
+    there = [name for name in MEASURED if summary[name] is not None]
+    there += ["scores"] if run.analysis is not None else []
+    if summary["diverged"] and there:
+        raise BadInput(f"{source}, summary.json: a run that diverged has no {there[0]}")
+    if summary["active_params"] > summary["params"]:
+        raise BadInput(f"{source}, summary.json: active_params exceeds params")
+    if summary["diverged"]:
+        return
+    if absent := [name for name in MEASURED if summary[name] is None]:
+        raise BadInput(f"{source}, summary.json: a run that did not diverge must have {absent[0]}")
+    last = run.log[-1]
+    if summary["val_loss"] != last["val_loss"]:
+        raise BadInput(
+            f"{source}, log.jsonl does not end with the loss that summary.json gives "
+            f"(val_loss = {summary['val_loss']}): delete the run to train it again"
+        )
+    measured = {"summary": summary, "log": {"variance": last["variance"][-1]}}
+    check_following(measured, FOLLOWS_FROM_LOG, f"{source}, summary.json")
 
 
 def check_log(run, source):
@@ -515,6 +676,10 @@ def check_log(run, source):
     n_places = -(-n_steps // interval)  # len(places), which may be too large for len
     is_whole = run.summary["diverged"] or len(steps) == n_places + 1
     of_states = all(len(line["variance"]) == n_states for line in run.log)
+    if run.summary["diverged"] and n_steps in steps:
+        raise BadInput(
+            f"{source}, summary.json: diverged = True, though the log has the last step, {n_steps}"
+        )
     if steps != wanted or not is_whole or not of_states:
         raise BadInput(
             f"{source}, log.jsonl: there must be a validation every {interval} steps up to "
@@ -522,15 +687,26 @@ def check_log(run, source):
         )
 
 
-def check_lengths(analysis, n_layer, source):
-    """Raises BadInput where an entry is of another number of blocks."""
+def found(entries, keys):
+    """What lies in dicts under these keys, one inside the other; None where nothing does."""
+    for key in keys:
+        entries = None if entries is None else entries.get(key)
+    return entries
+
+
+def check_lengths(analysis, model_config, source):
+    """Raises BadInput where an entry is of another number of blocks, or of longer sequences than
+    the model takes."""
+    length, longest = analysis["length"], model_config.block_size
+    if length > longest:
+        raise BadInput(
+            f"{source}, analysis.json: length = {length} must be at most block_size = {longest}"
+        )
     for keys, more in LENGTHS.items():
-        values = analysis
-        for key in keys:
-            values = None if values is None else values.get(key)
+        values = found(analysis, keys)
         if values is None:  # what fault_of lets be missing
             continue
-        name, wanted = ".".join(keys), n_layer + more
+        name, wanted = ".".join(keys), model_config.n_layer + more
         if len(values) != wanted:
             raise BadInput(
                 f"{source}, analysis.json: {name} has {len(values)} entries, where {wanted} belong"
@@ -557,7 +733,7 @@ def check_errors(run, source):
     by_sequence = dict(run.analysis.get("per_sequence", {}))
     by_sequence.pop("same_targets", None)  # of stretches of text, which are not the sequences
     for_each = Several(run.analysis["sequences"], Number())
-    fault = fault_by_score(errors, scores, Number(), "standard_errors")
+    fault = fault_by_score(errors, scores, ERROR, "standard_errors")
     fault = fault or fault_by_score(by_sequence, scores, for_each, "per_sequence")
     if fault:
         raise BadInput(f"{source}, analysis.json: {fault}")
@@ -576,6 +752,139 @@ def fault_by_score(said, score, wanted, name):
         return fault_of(said, {}, name)
     faults = (fault_by_score(said[key], score.get(key), wanted, f"{name}.{key}") for key in said)
     return next((fault for fault in faults if fault), None)
+
+
+# What follows from what --------------------------------------------------------------------------
+#
+# A score that is a function of numbers beside it must be that function's value. These have been
+# rounded in a published file, so there is a range of values: from the least and the largest numbers
+# that become the published ones.
+
+
+def before_rounding(numbers, digits):
+    """The least and the largest numbers that have these, (n,), as their first digits; zero stays.
+    Rounding twice, to DIGITS first, adds less than a fiftieth to half a unit of the last digit."""
+    numbers = np.array(numbers, dtype=np.float64)
+    power = np.floor(np.log10(np.maximum(abs(numbers), TINY)))
+    half = np.where(numbers == 0, 0, 0.51 * 10 ** (power + 1 - digits))
+    return numbers - half, numbers + half
+
+
+def from_ends(scores):
+    """The ranges {name: (least, largest)} of scores (n,) -> {name: number} that rise, or fall, with
+    every number: they end where all numbers are least and where all are largest."""
+
+    def ranges(least, largest):
+        low, high = scores(least), scores(largest)
+        return {name: sorted((low[name], high[name])) for name in low}
+
+    return ranges
+
+
+def ranges_of_growth(least, largest):
+    """Of growth_of_variance: the later a state, the more do its scores rise with its variance, so
+    they end where all states before some l are least and the others largest, or the reverse."""
+    n = len(least)
+    curves = [
+        np.concatenate((one[:l], other[l:]))
+        for one, other in ((least, largest), (largest, least))
+        for l in range(n)
+    ]
+    scores = [growth_of_variance(curve) for curve in curves]
+    return {
+        name: (min(s[name] for s in scores), max(s[name] for s in scores)) for name in scores[0]
+    }
+
+
+def ranges_of_use(least, largest):
+    """Of use_of_depth."""
+    L = len(least)
+    ranges = from_ends(use_of_depth)(least, largest)
+    for name, first in {"n_eff": 0, "n_eff_without_first": 1}.items():
+        if first < L:
+            of_these = range_of_effective_depth(least[first:], largest[first:])
+            share = name.replace("n_eff", "n_eff_share")
+            ranges |= {name: of_these, share: [n / (L - first) for n in of_these]}
+    return ranges
+
+
+def range_of_effective_depth(least, largest):
+    """Of (sum u)^2 / sum u^2, which is at most the number of blocks. With u between a and b, sum u
+    is between sum a and sum b, and sum u^2 between sum a^2 and sum b^2."""
+    a, b = worths(least), worths(largest)
+    n = len(a)
+    low, high = a.sum() ** 2 / max((b**2).sum(), TINY), b.sum() ** 2 / max((a**2).sum(), TINY)
+    return low, min(high, n)
+
+
+def of_pairs(name):
+    """The function of a matrix to {name: the mean of its pairs}, where it has pairs."""
+
+    def scores(matrix):
+        mean = pair_mean(matrix)
+        return {} if mean is None else {name: mean}
+
+    return from_ends(scores)
+
+
+def updates_by_angle(distance):
+    return updates_in_the_middle(np.pi * np.diagonal(distance, offset=1))
+
+
+def updates_by_size(size):
+    scores = updates_in_the_middle(size, size)
+    return {"size": scores["size"]} if scores else {}
+
+
+def of_usefulness(fit):
+    return from_ends(lambda ratios: {fit: usefulness(ratios)})
+
+
+FOLLOWS = (  # the entry with the scores, that with the numbers, and the scores' ranges
+    ((), ("loss",), from_ends(lambda loss: {"perplexity": float(np.exp(loss))})),
+    ((), ("causal_matrix",), of_pairs("causal")),
+    ((), ("permutation_matrix",), of_pairs("permutation")),
+    ((), ("linear_ratios", "held_out"), ranges_of_use),
+    *(
+        (("usefulness",), ("linear_ratios", fit), of_usefulness(fit))
+        for fit in ("held_out", "same", "transposed")
+    ),
+    (("linear_use",), ("linear_ratios", "held_out"), ranges_of_use),
+    (("removal_use",), ("prune_ratios",), ranges_of_use),
+    (("growth",), ("variance", "residual"), ranges_of_growth),
+    (("updates",), ("angular_distance",), from_ends(updates_by_angle)),
+    (("updates",), ("size", "block"), from_ends(updates_by_size)),
+    (("blimp",), ("blimp", "paradigms"), from_ends(lambda of: {"accuracy": float(np.mean(of))})),
+)
+FOLLOWS_FROM_LOG = (
+    (("summary",), ("summary", "val_loss"), FOLLOWS[0][2]),
+    (("summary",), ("log", "variance"), from_ends(lambda last: {"last_layer_variance": last})),
+)
+
+
+def check_following(entries, follows, source):
+    """Raises BadInput where a score does not follow from what it should."""
+    for of, keys, ranges in follows:
+        scores, numbers = found(entries, of), found(entries, keys)
+        if scores is None or numbers in (None, {}):
+            continue
+        numbers = list(numbers.values()) if isinstance(numbers, dict) else numbers
+        digits = DIGITS_OF_LOG if keys[0] == "log" else FEWER_DIGITS.get(keys[0], DIGITS)
+        for name, (least, largest) in ranges(*before_rounding(numbers, digits)).items():
+            if name in scores and not is_within(scores[name], least, largest):
+                raise BadInput(
+                    f"{source}: {'.'.join((*of, name))} = {scores[name]} does not follow from "
+                    f"{'.'.join(keys)}, which gives {least:.6g} to {largest:.6g}"
+                )
+
+
+def is_within(score, least, largest):
+    """Is a score, once rounded, in a range? It is None where it can be none."""
+    if score is None:
+        return False
+    low, high = before_rounding([score], DIGITS)
+    slack = OTHER_SUMS * (1 + abs(score))
+    return low[0] - slack <= largest and high[0] + slack >= least
 
 
 # Published files ---------------------------------------------------------------------------------
@@ -615,32 +924,48 @@ def is_published(path):
 def read_published(path):
     """The runs of a published file. Raises BadInput where it is none, names the same run twice, or
     names one that could leave its folder."""
-    wanted = {
-        "name": str,
-        "config": dict,
-        "summary": SUMMARY,
-        "log": [VALIDATED],
-        "analysis": (ANALYSIS, NONE),
-    }
     try:
         content = read_json(path)
-        if isinstance(content, list):
+        is_older = isinstance(content, list)
+        if is_older:
             content = {"shared": {}, "runs": content}
         if fault := fault_of(content, {"shared": dict, "runs": [dict]}):
             raise BadInput(f"{path}: {fault}")
         if not content["runs"]:
             raise BadInput(f"{path}: runs is empty")
         runs = [unpacked(together(content["shared"], run), path) for run in content["runs"]]
-        if fault := fault_of(runs, [wanted], "runs"):
-            raise BadInput(f"{path}: {fault}")
+        for number, run in enumerate(runs):
+            refuse_fields(run, path, number, is_older)
     except BadInput as error:
         raise BadInput(f"{error}; it is no sweep that --publish wrote") from None
     names = [check_name(run["name"], f"{path}: the run") for run in runs]
     for name in names:
         if names.count(name) > 1:
             raise BadInput(f"{path} holds {name} twice, which would count as two seeds: remove one")
-    runs = [Run(**{field: run[field] for field in wanted}) for run in runs]
+    runs = [Run(**{field: run[field] for field in PUBLISHED}) for run in runs]
     return [checked(run, f"{path}, {run.name}") for run in runs]
+
+
+PUBLISHED = {  # a run's fields
+    "name": str,
+    "config": dict,
+    "summary": SUMMARY,
+    "log": [VALIDATED],
+    "analysis": (ANALYSIS, NONE),
+}
+
+
+def refuse_fields(fields, path, number, is_older):
+    """Raises BadInput where the fields of the run of this number are not a run's. Those of older
+    files may have more."""
+    if fault := fault_of(fields, {"name": str}, f"runs[{number}]"):
+        raise BadInput(f"{path}: {fault}")
+    source = f"{path}, {shortened(fields['name'])[1:-1]}"
+    if fault := fault_of(fields, PUBLISHED):
+        raise BadInput(f"{source}: {fault}")
+    unknown = fields.keys() - PUBLISHED.keys()
+    if unknown and not is_older:
+        raise BadInput(f"{source}: {min(unknown)} is no part of a run ({', '.join(PUBLISHED)})")
 
 
 def packed(run, by_sequence):

@@ -194,6 +194,7 @@ def test_help_shows_each_option(capsys):
         ("[sweep]\nn_layer = []", ["[sweep] n_layer", "list"]),
         ("[sweep]\nrung = [1]", ["small.toml", "rung"]),
         ('[[point]]\nname = "a"\nrung = "b"', ["small.toml", "rung", "whole number"]),
+        ('[[point]]\nname = "a"\nrung = -1', ["small.toml", "rung", "at least 0"]),
         ("[[point]]\nname = 3", ["small.toml", "name", "text"]),
         ("sweep = 3", ["small.toml", "[sweep]"]),
         ("point = 3", ["small.toml", "[[point]]"]),

@@ -282,11 +282,11 @@ def test_bad_input_to_the_instruments(project, command, named):
 
 @pytest.mark.slow
 def test_a_diverged_run_does_not_stop_the_report(project):
-    diverging = ("--learning_rate=1e30", "--grad_clip=0", "--seed=0", "--out_dir=bad")
-    run(project, "train.py", "sweep.toml", *diverging)
+    diverging = ("--learning_rate=1e30", "--grad_clip=0", "--n_layer=9", "--seed=0")
+    run(project, "train.py", "sweep.toml", *diverging, "--out_dir=bad")
     assert "did not diverge" in refusal(project, "analyze.py", "bad/sweep")
     mixed = project / "mixed/sweep"
     shutil.copytree(project / "out/sweep", mixed)
-    shutil.copytree(project / "bad/sweep/n_layer=2,seed=0", mixed / "n_layer=9,seed=0")
+    shutil.copytree(project / "bad/sweep/n_layer=9,seed=0", mixed / "n_layer=9,seed=0")
     run(project, "analyze.py", "mixed/sweep", "--sequences", "2")
     assert "n_layer=9,seed=0 (diverged)" in (mixed / "report.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import REPOSITORY
 from data import files
-from data.files import BadInput, Each, Number, Several
+from data.files import BadInput, Each, Line, Number, Several
 
 
 def python(code, *arguments, env=None, **options):
@@ -189,6 +189,11 @@ def test_what_could_leave_its_folder_is_no_name(name):
         ({"a": [1, 2]}, {"a": Several(3, Number())}, "a has 2 entries, where 3 belong"),
         ({"a": [1, "x"]}, {"a": Several(2, Number())}, "a[1] = 'x' must be a finite number"),
         ({"a": {}}, {"a": Several(0, Number())}, "a must be a list"),
+        ({"a": "NVIDIA H100 80GB HBM3, é"}, {"a": Line()}, None),
+        ({"a": "b|c"}, {"a": Line()}, "a = 'b|c' must be a line of text without |"),
+        ({"a": "b\nc"}, {"a": Line()}, "a = 'b\\nc' must be a line of text"),
+        ({"a": "b" * 201}, {"a": Line()}, "a = 'bbb"),
+        ({"a": 3}, {"a": Line()}, "a = 3 must be a line of text"),
     ],
 )
 def test_a_fault_names_its_field(value, wanted, fault):

@@ -1,9 +1,11 @@
 """results/runs.py: what a run folder holds, what its sweep varies, published files and back."""
 
+import itertools
 import json
 import math
 import random
 import shutil
+from copy import deepcopy
 from dataclasses import asdict
 
 import pytest
@@ -11,21 +13,26 @@ import torch
 
 import analyze
 from configs.read import TrainConfig, as_text, load_points
-from conftest import REPOSITORY
+from conftest import REPOSITORY, as_if_trained, build
 from data.files import BadInput, read_json, write_json
 from model import GPT, GPTConfig
 from results.runs import (
+    MEASURED,
     Run,
+    before_rounding,
     finished,
     is_published,
     load_run,
     publish_runs,
+    ranges_of_growth,
+    ranges_of_use,
     read_log,
     read_published,
     read_runs,
     restore_runs,
+    together,
 )
-from results.scores import use_of_depth
+from results.scores import growth_of_variance, use_of_depth
 
 RESULTS = REPOSITORY / "results"
 SMALL = {"block_size": 12, "vocab_size": 20, "n_layer": 2, "n_head": 4, "n_embd": 16}
@@ -47,13 +54,12 @@ def config_of(varies=None, **options):
 
 
 def summary(diverged=False):
-    measured = None if diverged else 2.5
     return {
         "diverged": diverged,
         "seconds": 1.5,
-        "val_loss": measured,
-        "perplexity": measured,
-        "last_layer_variance": measured,
+        "val_loss": None if diverged else 2.5,
+        "perplexity": None if diverged else 12.1825,  # e to it
+        "last_layer_variance": None if diverged else 1.0,
         "torch": "2.13",
         "device": "cpu",
         "params": 10,
@@ -62,7 +68,8 @@ def summary(diverged=False):
 
 
 def analysis(L=2, **entries):
-    """What analysis.json must hold, of L blocks, with these entries in place of its own."""
+    """What analysis.json must hold, of L blocks without which the loss is what it is, with these
+    entries in place of its own."""
     of_blocks, of_states = [1.0] * L, [1.0] * (L + 1)
     return {
         "sequences": 4,
@@ -71,13 +78,13 @@ def analysis(L=2, **entries):
         "prune_ratios": of_blocks,
         "cumulative": {order: of_states for order in ("last", "least", "greedy")},
         "causal_matrix": [of_blocks] * L,
-        "causal": 0.5,
+        "causal": 1.0,
         "permutation_matrix": [of_blocks] * L,
-        "permutation": None,
+        "permutation": 1.0,
         "linear_ratios": {fit: of_blocks for fit in ("held_out", "same", "transposed")},
-        "usefulness": {fit: 1.0 for fit in ("held_out", "same", "transposed")},
-        "n_eff": 1.0,
-        "n_eff_share": 1.0,
+        "usefulness": {fit: 0.0 for fit in ("held_out", "same", "transposed")},
+        "n_eff": 0.0,
+        "n_eff_share": 0.0,
         "jacobian": {
             norm: of_blocks for norm in ("deviation", "off_diagonal", "spectral", "per_token")
         },
@@ -90,12 +97,11 @@ def analysis(L=2, **entries):
 
 
 def run(name="run", varies=None, diverged=False, analysis=None, **options):
-    val_loss = 3.0 if diverged else summary()["val_loss"]
     config = config_of(varies, **options)
     states = {"variance": [1.0] * (config["n_layer"] + 1)}
-    steps = [0] if diverged else [0, 1]
-    log = [{"step": step, "tokens": step, "val_loss": val_loss, **states} for step in steps]
-    return Run(name, config, summary(diverged), log, analysis)
+    first = {"step": 0, "tokens": 0, "val_loss": 3.0 + config["seed"], **states}
+    last = {"step": 1, "tokens": 1, "val_loss": 2.5, **states}
+    return Run(name, config, summary(diverged), [first] if diverged else [first, last], analysis)
 
 
 def write_folder(folder, run):
@@ -172,8 +178,9 @@ def test_older_files_are_told_what_varies_by_the_names_of_their_runs(tmp_path, n
 
 
 def test_points_of_older_files_are_numbered_as_they_appear(tmp_path):
-    names = ["full,seed=0", "full,seed=1", "window-8,seed=0", "full,seed=2"]
-    (tmp_path / "sweep.json").write_text(json.dumps([asdict(run(name)) for name in names]))
+    seeds = {"full,seed=0": 0, "full,seed=1": 1, "window-8,seed=0": 0, "full,seed=2": 2}
+    runs = [asdict(run(name, seed=seed)) for name, seed in seeds.items()]
+    (tmp_path / "sweep.json").write_text(json.dumps(runs))
     places = [each.config["sweep"]["place"] for each in read_runs(tmp_path / "sweep.json")]
     assert places == [1, 1, 2, 1]
 
@@ -193,8 +200,9 @@ def measured_runs():
     for L in (4, 16):
         for seed in (0, 1):
             name = f"n_layer={L},seed={seed}"
-            measured = analysis(L, causal=2 / 3, prune_ratios=[1 / 7] * L)
-            measured["causal_matrix"] = [[2 / 7] * L] * L
+            measured = analysis(L, causal=2 / 3, prune_ratios=[1 / 7] * (L - 1) + [1.0 + seed])
+            measured["causal_matrix"] = [[2 / 3] * L] * L
+            measured["variance"]["residual"] = [l ** (13 / 14) for l in range(L + 1)]
             measured |= {"sequences": 2, "growth": {"exponent": 13 / 14}}
             measured["per_sequence"] = {"growth": {"exponent": [3 / 7, 10 / 7]}}
             varies = sweep("n_layer", "seed")
@@ -213,14 +221,15 @@ def test_published_runs_are_read_back_with_six_digits_and_fewer_of_many(tmp_path
         assert published.config == original.config  # to the last digit
         assert published.summary == original.summary
         assert published.analysis["causal"] == 0.666667
-        assert set(published.analysis["prune_ratios"]) == {0.142857}
-        assert published.analysis["causal_matrix"][0][0] == 0.286
+        assert set(published.analysis["prune_ratios"][:-1]) == {0.142857}
+        assert published.analysis["causal_matrix"][0][0] == 0.667
         by_sequence = published.analysis.get("per_sequence")
         is_first = original.config["seed"] == 0
         assert by_sequence == ({"growth": {"exponent": [0.4286, 1.429]}} if is_first else None)
         states = [1.0] * (original.config["n_layer"] + 1)
         assert [line.pop("variance") for line in published.log] == [states, states]
-        assert published.log == [{"step": i, "tokens": i, "val_loss": 2.5} for i in (0, 1)]
+        first = {"step": 0, "tokens": 0, "val_loss": 3.0 + original.seed}
+        assert published.log == [first, {"step": 1, "tokens": 1, "val_loss": 2.5}]
     assert originals[0].log[0]["mlp_variance"] == [3.0]  # what was published is left as it was
 
 
@@ -351,6 +360,331 @@ def test_a_published_file_changed_by_hand_is_refused_in_a_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["wide_moe.json"]
 
 
+# What no run can have ----------------------------------------------------------------------------
+#
+# Each is a change of results/gqa.json, of one run: [(keys, what stands there then)], where a number
+# among the keys is a place in a list, and what the sentence says. Its runs are n_kv_head=2,seed=0
+# and n_kv_head=4 with seeds 0, 1 and 2, of 16 blocks.
+
+
+def whole(path):
+    """A published file's content with nothing shared."""
+    content = read_json(path)
+    runs = [together(content["shared"], run) for run in content["runs"]]
+    return {"shared": {}, "runs": runs}
+
+
+def put(entry, keys, value):
+    for key in keys[:-1]:
+        entry = entry[key]
+    entry[keys[-1]] = value
+
+
+def scored(keys, value, words=""):
+    """The row of a table of one change in the scores; words: beside the entry's name."""
+    keys = tuple(int(key) if key.isdecimal() else key for key in keys.split("."))
+    name = ".".join(key for key in keys if isinstance(key, str))
+    return [(("analysis", *keys), value)], name, words
+
+
+SCORES_THAT_CANNOT_BE = [
+    scored("same_targets.own_context", 1000, " = 1000 must be a finite number of at least 0 and"),
+    scored("same_targets.short_context", -1.0),
+    scored("causal", -3.0, " = -3.0 must be a finite number of at least 0"),
+    scored("causal", 0.9, " = 0.9 does not follow from causal_matrix, which gives"),
+    scored("causal", None, " belongs to no score that is there"),
+    scored("causal_matrix.0.3", -0.5, "[0][4] = -0.5 must be"),
+    scored("permutation", 0, " = 0 does not follow from permutation_matrix"),
+    scored("permutation", 0.4, " = 0.4 does not follow from permutation_matrix"),
+    scored("permutation_matrix.2.1", -0.1),
+    scored("usefulness.held_out", 7, " = 7 must be a finite number of at least 0 and at most 1"),
+    scored("usefulness.held_out", 0.9, " = 0.9 does not follow from linear_ratios.held_out"),
+    scored("usefulness.transposed", 0.01, " = 0.01 does not follow from linear_ratios.transposed"),
+    scored("n_eff_share", 40, " = 40 must be a finite number of at least 0 and at most"),
+    scored("n_eff_share", 0.99, " = 0.99 does not follow from linear_ratios.held_out"),
+    scored("n_eff", 15.0, " = 15.0 does not follow from linear_ratios.held_out"),
+    scored("linear_use.n_eff_share_without_first", 0.02, " = 0.02 does not follow from linear_"),
+    scored("removal_use.n_eff_share", 0.99, " = 0.99 does not follow from prune_ratios"),
+    scored("removal_use.geometric_mean", 0.5, " = 0.5 does not follow from prune_ratios"),
+    scored("removal_use.sum", -1.0),
+    *(scored("prune_ratios.3", value, "[3] = ") for value in (-5, 0, 1e308)),
+    scored("linear_ratios.held_out.3", 1e308, "[3] = 1e+308 must be"),
+    scored("choices.accuracy", 42, " = 42 must be a finite number of at least 0 and at most 1"),
+    scored("choices.control", -1),
+    scored("blimp.accuracy", -1),
+    scored("blimp.accuracy", 0.9, " = 0.9 does not follow from blimp.paradigms"),
+    scored("blimp.standard_error", -0.1),
+    *(scored(f"densities.{kind}", 9) for kind in ("weight", "attention", "key_value", "expert")),
+    scored("updates.angle", 50, " = 50 does not follow from angular_distance"),
+    scored("updates.size", -0.2),
+    scored("updates.size", 0.9, " = 0.9 does not follow from size.block"),
+    scored("angular_distance.0.3", 1.5),
+    scored("growth.growth", 1e6, " = 1000000.0 does not follow from variance.residual"),
+    scored("growth.growth", -2, " = -2 does not follow from variance.residual"),
+    scored("growth.exponent", 9.0, " = 9.0 does not follow from variance.residual"),
+    scored("variance.residual.4", -1.0, "[4] = -1.0 must be a finite number of at least 0"),
+    scored("variance.attention.4", -1.0),
+    scored("variance.residual.4", 1e300),
+    scored("jacobian.deviation.0", -0.1),
+    scored("logit_lens.2", -1.0),
+    scored("cosine.block.2", 1.5),
+    scored("loss", -1.0),
+    scored("perplexity", 3.0, " = 3.0 does not follow from loss"),
+    scored("standard_errors.causal", -0.1, " = -0.1 must be a finite number of at least 0"),
+    scored("standard_errors.prune_ratios.3", -0.1, "[3] = -0.1 must be"),
+    scored("length", 99999, " = 99999 must be at most block_size = 512"),
+    scored("length", 0),
+    scored("code", "loss 1 | 2"),
+]
+ENTRIES_THAT_CANNOT_BE = [
+    *(([(("summary", "perplexity"), x)], "summary.perplexity", f" = {x}") for x in (-5, 0)),
+    ([(("summary", "perplexity"), None)], "perplexity", "a run that did not diverge must have"),
+    ([(("summary", "perplexity"), 1e30)], "summary.perplexity", "does not follow from"),
+    ([(("summary", "perplexity"), 31.0)], "summary.perplexity", "does not follow from"),
+    ([(("summary", "val_loss"), 3.4)], "val_loss = 3.4", "does not end with the loss"),
+    ([(("log", "val_loss", -1), 3.4)], "val_loss = ", "log.jsonl does not end with the loss"),
+    ([(("summary", "val_loss"), -1.0)], "summary.val_loss", "at least 0"),
+    ([(("summary", "last_layer_variance"), -1)], "summary.last_layer_variance", "at least 0"),
+    (
+        [(("summary", "last_layer_variance"), 1e9)],
+        "last_layer_variance",
+        "follow from log.variance",
+    ),
+    ([(("summary", "last_layer_variance"), 1e300)], "summary.last_layer_variance", "at most 1e+50"),
+    ([(("log", "variance", 0, 3), -1.0)], "log[0].variance[3]", "at least 0"),
+    ([(("summary", "params"), 0)], "summary.params", "at least 1"),
+    ([(("summary", "active_params"), 10**12)], "active_params", "exceeds params"),
+    ([(("summary", "device"), "a\nb")], "summary.device", "must be a line of text"),
+    ([(("summary", "torch"), "2|13")], "summary.torch", "must be a line of text"),
+    ([(("summary", "diverged"), True)], "summary.json", "diverged = True, though the log has"),
+    ([(("config", "dataset"), "a|b")], "dataset", "must be a line of text"),
+    ([(("config", "n_kv_head"), 2)], "n_kv_head = 2", "is not the 4 of the run's name"),
+    ([(("config", "seed"), 7)], "seed = 7", "is not the 1 of the run's name"),
+    ([(("config", "sweep", "options"), [])], "sweep.options = none", "the run's name is not made"),
+    ([(("config", "sweep", "options"), ["seed"])], "sweep.options = seed", "name is not made"),
+    ([(("config", "sweep", "point"), "a")], "sweep.point = 'a'", "the run's name is not made of"),
+    ([(("config", "sweep", "point"), "a|b")], "sweep.point", "must be a line of text"),
+    ([(("config", "sweep", "rung"), -1)], "sweep.rung", "at least 0"),
+    ([(("analysys",), {})], "analysys", "is no part of a run"),
+    ([(("summary", "diverged"), True), (("log",), {})], "val_loss", "a run that diverged has no"),
+    (
+        [
+            (("summary", "diverged"), True),
+            (("log",), {}),
+            *((("summary", name), None) for name in ("val_loss", "perplexity")),
+            (("summary", "last_layer_variance"), None),
+        ],
+        "scores",
+        "a run that diverged has no",
+    ),
+]
+CANNOT_BE = [*SCORES_THAT_CANNOT_BE, *ENTRIES_THAT_CANNOT_BE]
+
+
+def named(row):
+    changes, name, _ = row
+    return f"{name} as {changes[0][1]!r:.20}"
+
+
+@pytest.mark.parametrize("changes, name, words", CANNOT_BE, ids=map(named, CANNOT_BE))
+def test_what_no_run_can_have_is_refused_by_name(tmp_path, refused, changes, name, words):
+    content = whole(RESULTS / "gqa.json")
+    for keys, value in changes:
+        put(content["runs"][2], keys, value)
+    write_json(tmp_path / "gqa.json", content)
+    sentence = refused(analyze.main, [tmp_path / "gqa.json"])
+    assert all(each in sentence for each in ("gqa.json", "n_kv_head=4,seed=1", name, words))
+
+
+def same_but_seed(runs):
+    """The third run as a copy of the second one, under its own name and seed."""
+    copied = deepcopy(runs[1])
+    put(copied, ("name",), runs[2]["name"])
+    put(copied, ("config", "seed"), 1)
+    runs[2] = copied
+
+
+def same_scores(runs):
+    runs[2]["analysis"] = {**runs[1]["analysis"], "seconds": 1.0}
+
+
+def same_log(runs):
+    for part in ("log", "summary"):
+        runs[2][part] = runs[1][part]
+
+
+def twice_by_another_name(runs):
+    """As where a sweep of seeds was begun in the folder of a run without one in its name."""
+    copied = deepcopy(runs[1])
+    put(copied, ("name",), "n_kv_head=4")
+    put(copied, ("config", "sweep", "options"), ["n_kv_head"])
+    runs.append(copied)
+
+
+def change(number, *keys, to):
+    return lambda runs: put(runs[number], keys, to)
+
+
+TOGETHER_IMPOSSIBLE = {
+    "a copy": (same_but_seed, "seed=1 are both of n_kv_head=4 and have the same log"),
+    "its scores": (same_scores, "seed=1 are both of n_kv_head=4 and have the same analysis"),
+    "its log": (same_log, "seed=1 are both of n_kv_head=4 and have the same log"),
+    "twice": (twice_by_another_name, "n_kv_head=4 are both of n_kv_head=4 with seed 0"),
+    "data of a seed": (change(2, "config", "data_sha256", to="x"), "but data_sha256 is"),
+    "data": (change(0, "config", "data_sha256", to="x"), "have another data_sha256"),
+    "dataset of a seed": (change(2, "config", "dataset", to="x"), "but dataset is 'books' and 'x'"),
+    "dataset": (change(0, "config", "dataset", to="x"), "dataset is x in n_kv_head=2,seed=0 and"),
+    "rate of a seed": (change(2, "config", "learning_rate", to=0.1), "but learning_rate is 0.002"),
+}
+
+
+@pytest.mark.parametrize("impossible, words", TOGETHER_IMPOSSIBLE.values(), ids=TOGETHER_IMPOSSIBLE)
+def test_runs_that_cannot_stand_together_are_refused(tmp_path, refused, impossible, words):
+    content = whole(RESULTS / "gqa.json")
+    impossible(content["runs"])
+    write_json(tmp_path / "gqa.json", content)
+    sentence = refused(analyze.main, [tmp_path / "gqa.json"])
+    assert "gqa.json" in sentence and "n_kv_head=" in sentence and words in sentence
+
+
+def other_rung(runs):
+    put(runs[2], ("config", "sweep", "rung"), 99)
+
+
+def swept_data(runs):
+    """As of --dataset=books,code, of which each has a point."""
+    for run in runs:
+        dataset = "code" if run is runs[0] else "books"
+        run["config"] |= {"dataset": dataset, "data_sha256": f"that of {dataset}"}
+        run["config"]["sweep"]["options"] = ["n_kv_head", "dataset", "seed"]
+        run["name"] = run["name"].replace(",", f",dataset={dataset},")
+
+
+def data_of_named_points(runs):
+    """As of [[point]]s that set their dataset."""
+    for run in runs:
+        point, seed = run["name"].split(",")
+        point = point.replace("n_kv_head=", "heads-")
+        run["config"] |= {"dataset": point, "data_sha256": point}
+        run["config"]["sweep"] |= {"point": point, "options": ["seed"]}
+        run["name"] = f"{point},{seed}"
+
+
+def heads_left_to_the_model(runs):
+    """n_kv_head = 0 is as many as n_head; the config has the number that it became."""
+    for run in runs[1:]:
+        run["config"]["n_head"] = 4
+        run["name"] = run["name"].replace("n_kv_head=4", "n_kv_head=0")
+
+
+def unscored(runs):
+    runs[2]["analysis"] = None
+
+
+def diverged_at_once(runs):
+    runs[2] |= {"analysis": None, "log": {}}
+    runs[2]["summary"] |= {"diverged": True, **dict.fromkeys(MEASURED)}
+
+
+POSSIBLE = [
+    lambda runs: None,
+    other_rung,
+    swept_data,
+    data_of_named_points,
+    heads_left_to_the_model,
+    unscored,
+    diverged_at_once,
+]
+
+
+@pytest.mark.parametrize("possible", POSSIBLE)
+def test_what_a_sweep_can_have_is_read(tmp_path, possible):
+    content = whole(RESULTS / "gqa.json")
+    possible(content["runs"])
+    write_json(tmp_path / "gqa.json", content)
+    names = [run["name"] for run in content["runs"]]
+    assert [each.name for each in read_runs(tmp_path / "gqa.json")] == names
+
+
+def as_drawn(model):
+    pass
+
+
+def first_block_adds_nothing(model):
+    for parameter in model.blocks[0].parameters():
+        parameter.data.zero_()
+
+
+def no_block_adds_anything(model):
+    for parameter in model.blocks.parameters():
+        parameter.data.zero_()
+
+
+def far_from_initialisation(model):
+    as_if_trained(model, 10)
+
+
+def worse_with_its_last_block(model):
+    """Its head reads what the others say, and the last block adds what is of no use."""
+    model.head.weight.data.copy_(model.embedding.weight.data * 50)
+    for parameter in model.blocks[-1].parameters():
+        parameter.data.mul_(30)
+
+
+MODELS = [
+    as_drawn,
+    first_block_adds_nothing,
+    no_block_adds_anything,
+    far_from_initialisation,
+    worse_with_its_last_block,
+]
+
+
+@pytest.mark.parametrize("changed", MODELS)
+@pytest.mark.parametrize("L, n_sequences", [(1, 1), (1, 4), (2, 1), (3, 2), (5, 4)])
+def test_whatever_analyze_measures_is_read_again(project, L, n_sequences, changed):
+    """The folder's numbers, and the same after they have been rounded: neither is refused."""
+    options = {**SMALL, "block_size": 16, "vocab_size": 257, "n_layer": L}
+    model = build(**options)
+    changed(model)
+    training = TrainConfig(dataset="tiny", eval_tokens=64, **SHORT)
+    measured = analyze.score_run(model, training, n_sequences, torch.device("cpu"))
+    each = run(f"n_layer={L}", sweep("n_layer"), analysis=measured, **options)
+    write_folder(project / "out/small" / each.name, each)
+    (read,) = read_runs(project / "out/small")
+    publish_runs([read], project / "small.json")
+    (back,) = read_runs(project / "small.json")
+    assert back.analysis["prune_ratios"] == pytest.approx(measured["prune_ratios"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, values, truth",
+    [
+        ("n_eff", [1.00001, 1.0, 1.00001, 1.0], [1.000007, 1.0000049, 1.000013, 0.9999996]),
+        ("n_eff", [1.0] * 40 + [1.00006], [1.000004] * 40 + [1.0000555]),
+        ("geometric_mean", [1.0001, 1.2, 0.9], [1.0001049, 1.2, 0.9]),
+        ("at_floor", [1.0001, 1.2, 0.9], [1.0001049, 1.2, 0.9]),
+    ],
+)
+def test_a_score_may_be_that_of_numbers_before_they_were_rounded(name, values, truth):
+    """Ratios next to 1 keep only their first digit of u once they are rounded to six."""
+    assert [float(f"{ratio:.6g}") for ratio in truth] == values
+    least, largest = ranges_of_use(*before_rounding(values, 6))[name]
+    assert least <= use_of_depth(truth)[name] <= largest
+
+
+def test_growth_is_as_steep_or_as_flat_as_rounding_allows():
+    """Against every way to round four states up, down or not."""
+    values = [0.1234, 2.345, 9.999, 1.0, 3.333]
+    halves = [0.00005, 0.0005, 0.0005, 0.0005, 0.0005]
+    ranges = ranges_of_growth(*before_rounding(values, 4))
+    for sides in itertools.product((-1, 0, 1), repeat=5):
+        truth = [v + side * half for v, side, half in zip(values, sides, halves, strict=True)]
+        for name, score in growth_of_variance(truth).items():
+            assert ranges[name][0] <= score <= ranges[name][1]
+    assert ranges["growth"][1] < 1.002 * values[-1] / values[1]
+
+
 def test_runs_that_cannot_be_scored_any_more_are_not_restored(tmp_path):
     unscored = run("n_layer=8", sweep("n_layer"), n_layer=8)
     diverged = run("n_layer=9", sweep("n_layer"), n_layer=9, diverged=True)
@@ -424,62 +758,88 @@ def is_rounded(after, before, digits, in_list=False):
     return abs(after - before) <= 0.506 * unit  # six digits first, then fewer
 
 
-def drawn_run(name, L, rng, n_expert=0, blimp=True):
-    """A run of what analyze.py measures now, of random numbers from 1e-5 to 1e5 of either sign."""
+def mean_above(matrix):
+    """Of the pairs above the diagonal; None where there are none."""
+    pairs = [x for a, row in enumerate(matrix) for x in row[a + 1 :]]
+    return sum(pairs) / len(pairs) if pairs else None
 
-    def number():
-        return rng.choice((-1, 1)) * 10 ** rng.uniform(-5, 5)
 
-    def numbers(n=L):
-        return [number() for _ in range(n)]
+def shared_work(ratios):
+    """N_eff, (sum u)^2 / sum u^2."""
+    u = [max(0.0, ratio - 1) for ratio in ratios]
+    return sum(u) ** 2 / sum(x * x for x in u) if any(u) else 0.0
 
-    def matrix(n, symmetric):
-        rows = [numbers(n) for _ in range(n)]
+
+def drawn_run(name, varies, L, rng, n_expert=0, blimp=True):
+    """A run of what analyze.py measures now, of random numbers, mostly from 1e-5 to 1e5."""
+
+    def number(most=1e5):
+        return most * 10 ** rng.uniform(-10, 0)
+
+    def numbers(n=L, most=1e5):
+        return [number(most) for _ in range(n)]
+
+    def matrix(n, symmetric, most=1e5):
+        rows = [numbers(n, most) for _ in range(n)]
         mirrored = [[rows[min(a, b)][max(a, b)] for b in range(n)] for a in range(n)]
         return [
             [mirrored[a][b] if a < b or (symmetric and a > b) else 0.0 for b in range(n)]
             for a in range(n)
         ]
 
-    def per_block(*names, more=0):
-        return {of: numbers(L + more) for of in names}
+    def per_block(*names, more=0, most=1e5):
+        return {of: numbers(L + more, most) for of in names}
 
-    densities = {kind: number() for kind in ("weight", "attention", "key_value", "expert")}
+    densities = {kind: number(1.0) for kind in ("weight", "attention", "key_value", "expert")}
     densities["attended_keys"] = [numbers(4) for _ in range(L)]
     if n_expert:
-        densities["expert_use"] = [numbers(n_expert) for _ in range(L)]
+        densities["expert_use"] = [numbers(n_expert, 1.0) for _ in range(L)]
+    causal, permutation = matrix(L, symmetric=False), matrix(L, symmetric=True)
+    distance = matrix(L + 1, symmetric=True, most=1.0)
+    variance = per_block("residual", "median", more=1) | per_block("attention", "mlp")
+    middle = [l for l in range(1, L + 1) if L < 4 * l <= 3 * L]
+    turned = [math.pi * distance[l - 1][l] for l in middle]
+    ratios = per_block("held_out", "same", "transposed")
+    loss = number(10.0)
     measured = analysis(
         L,
-        variance=per_block("residual", "median", more=1) | per_block("attention", "mlp"),
+        variance=variance,
         cumulative=per_block("last", "least", "greedy", more=1),
         prune_ratios=numbers(),
-        causal=number(),
-        causal_matrix=matrix(L, symmetric=False),
-        permutation=number() if L > 1 else None,
-        permutation_matrix=matrix(L, symmetric=True),
-        angular_distance=matrix(L + 1, symmetric=True),
+        causal=mean_above(causal),
+        causal_matrix=causal,
+        permutation=mean_above(permutation),
+        permutation_matrix=permutation,
+        linear_ratios=ratios,
+        usefulness={fit: sum(r > 1.1 for r in ratios[fit]) / L for fit in ratios},
+        n_eff=shared_work(ratios["held_out"]),
+        n_eff_share=shared_work(ratios["held_out"]) / L,
+        angular_distance=distance,
         jacobian=per_block("deviation", "off_diagonal", "spectral", "per_token"),
         size=per_block("attention", "mlp", "block"),
-        cosine=per_block("attention", "mlp", "block"),
-        block_influence=numbers(),
+        cosine=per_block("attention", "mlp", "block", most=-1.0),
+        block_influence=numbers(most=2.0),
         logit_lens=numbers(L + 1),
         densities=densities,
         sequences=48,
-        loss=number(),
-        growth={"growth": number(), "exponent": number()},
-        updates={"angle": number(), "size": number()},
-        standard_errors={"causal": number(), "linear_ratios": numbers()},
-        per_sequence={"loss": numbers(48), "growth": {"exponent": numbers(48)}},
+        loss=loss,
+        perplexity=math.exp(loss),
+        growth={"growth": variance["residual"][-1] / variance["residual"][1]},
+        updates={"angle": sum(turned) / len(middle)} if middle else {},
+        standard_errors={"causal": number(), "linear_ratios": numbers()} if L > 1 else {},
+        per_sequence={"loss": numbers(48, -1.0), "growth": {"growth": numbers(48)}},
         predicted_variance=None if n_expert else numbers(L + 1),
         code="loss 1, gradient norm 1",
     )
     if blimp:
         paradigms = {paradigm: rng.random() for paradigm in ("wh_island", "passive_1")}
-        measured["blimp"] = {"accuracy": rng.random(), "paradigms": paradigms, "pairs": 2}
-    drawn = run(name, sweep("n_layer"), analysis=measured, n_layer=L, n_expert=n_expert)
+        accuracy = sum(paradigms.values()) / 2
+        measured["blimp"] = {"accuracy": accuracy, "paradigms": paradigms, "pairs": 2}
+    drawn = run(name, varies, analysis=measured, n_layer=L, n_expert=n_expert)
     for line in drawn.log:
         line["variance"] = numbers(L + 1)
     drawn.log[1] |= {"train_loss": number(), "lr": 0.001}
+    drawn.summary["last_layer_variance"] = drawn.log[1]["variance"][-1]
     return drawn
 
 
@@ -487,11 +847,12 @@ def drawn_sweep(kind):
     """Runs as differ within a sweep, or as do not."""
     rng = random.Random(0)
     if kind == "alone":
-        return [drawn_run("run", 3, rng)]
-    runs = [drawn_run(f"n_layer={L}", L, rng) for L in (1, 2, 5, 17)]
+        return [drawn_run("run", sweep(), 3, rng)]
+    runs = [drawn_run(f"n_layer={L}", sweep("n_layer"), L, rng) for L in (1, 2, 5, 17)]
     if kind == "unlike":
-        runs.append(drawn_run("experts", 3, rng, n_expert=4, blimp=False))
-        runs.append(run("diverged", sweep("n_layer"), diverged=True, n_layer=3))
+        experts = sweep(point="experts", place=1)
+        runs.append(drawn_run("experts", experts, 3, rng, n_expert=4, blimp=False))
+        runs.append(run("diverged", sweep(point="diverged", place=2), diverged=True, n_layer=3))
     return runs
 
 
@@ -527,26 +888,30 @@ def test_a_published_file_is_read_as_it_is_described(tmp_path):
     scores = {**analysis(2), "blimp": {"accuracy": 0.6, "paradigms": {"name": ["a", "name"]}}}
     for name in ("causal_matrix", "permutation_matrix", "angular_distance", "sequences"):
         del scores[name]
-    ends = {"val_loss": 2.5, "perplexity": 12.2, "last_layer_variance": 3.0}
     shared = {
         "config": config_of(sweep("seed")),
-        "summary": {**summary(), **ends},
-        "log": {"step": [0, 1], "tokens": [0, 16]},
+        "summary": summary(),
+        "log": {"tokens": [0]},
         "analysis": scores,
     }
     del shared["config"]["seed"], shared["summary"]["diverged"]
+    ends = {"val_loss": 2.5, "perplexity": 12.1825, "last_layer_variance": 6.0}
     first = {
         "name": "seed=0",
         "config": {"seed": 0},
-        "summary": {"diverged": False},
+        "summary": {"diverged": False, **ends},
         "log": {
+            "step": [0, 1],
+            "tokens": [0, 16],
             "train_loss": [None, 2.4],
             "val_loss": [3.0, 2.5],
             "variance": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]],
         },
         "analysis": {
             "sequences": 48,
+            "causal": 0.5,
             "causal_matrix": [[0.5], []],
+            "permutation": 0.7,
             "permutation_matrix": [[0.7], []],
             "angular_distance": [[0.1, 0.2], [0.3], []],
             "blimp": {"paradigms": {"accuracy": [0.8, 0.4]}},
@@ -556,20 +921,22 @@ def test_a_published_file_is_read_as_it_is_described(tmp_path):
         **first,
         "name": "seed=1",
         "config": {"seed": 1},
-        "summary": {"diverged": True},
+        "summary": {"diverged": True, **dict.fromkeys(ends)},
+        "log": {"step": [0], "val_loss": [3.5], "variance": [[1.0, 2.0, 3.0]]},
         "analysis": None,
     }
     (tmp_path / "sweep.json").write_text(json.dumps({"shared": shared, "runs": [first, second]}))
     one, other = read_published(tmp_path / "sweep.json")
     assert one.config == config_of(sweep("seed"), seed=0)
     assert other.config == config_of(sweep("seed"), seed=1)
-    assert (one.summary, other.summary) == tuple({**summary(of), **ends} for of in (False, True))
-    assert one.log == other.log
+    assert (one.summary, other.summary) == ({**summary(), **ends}, summary(diverged=True))
     assert one.log == [
         {"step": 0, "tokens": 0, "val_loss": 3.0, "variance": [1.0, 2.0, 3.0]},
         {"step": 1, "tokens": 16, "train_loss": 2.4, "val_loss": 2.5, "variance": [4.0, 5.0, 6.0]},
     ]
     assert other.analysis is None
+    first_line = {"step": 0, "tokens": 0, "val_loss": 3.5, "variance": [1.0, 2.0, 3.0]}
+    assert other.log == [first_line]
     assert one.analysis["sequences"] == 48 and one.analysis["causal"] == 0.5
     assert one.analysis["causal_matrix"] == [[0.0, 0.5], [0.0, 0.0]]
     assert one.analysis["permutation_matrix"] == [[0.0, 0.7], [0.7, 0.0]]
@@ -579,7 +946,7 @@ def test_a_published_file_is_read_as_it_is_described(tmp_path):
 
 
 def test_what_all_runs_share_stands_once(tmp_path):
-    diverged = run("diverged", sweep("n_layer"), diverged=True, n_layer=3)
+    diverged = run("n_layer=3", sweep("n_layer"), diverged=True, n_layer=3)
     runs = [*drawn_sweep("alike"), diverged]
     publish_runs(runs, tmp_path / "sweep.json")
     text = (tmp_path / "sweep.json").read_text(encoding="utf-8")
@@ -594,7 +961,8 @@ def test_what_all_runs_share_stands_once(tmp_path):
 def test_a_matrix_with_more_than_is_above_its_diagonal_stays_whole(tmp_path):
     whole = [[0.0, 0.5], [0.25, 0.0]], [[0.125, 0.5], [0.5, 0.0]], [[0.0, 0.5], [0.0, 0.0]]
     for matrix in whole:
-        measured = analysis(causal_matrix=matrix, permutation_matrix=matrix)
+        scalars = {"causal": matrix[0][1], "permutation": matrix[0][1]}
+        measured = analysis(causal_matrix=matrix, permutation_matrix=matrix, **scalars)
         publish_runs([run("run", sweep(), analysis=measured)], tmp_path / "sweep.json")
         (back,) = read_published(tmp_path / "sweep.json")
         assert back.analysis["causal_matrix"] == back.analysis["permutation_matrix"] == matrix
@@ -836,11 +1204,11 @@ def test_values_are_shown_as_in_names(number, shown):
 
 
 def test_older_runs_are_given_the_scores_that_follow_from_theirs(tmp_path):
-    measured = analysis(prune_ratios=[1.5, 1.1], growth={"growth": 3.0})
+    measured = analysis(prune_ratios=[1.5, 1.1], growth={"growth": 1.0})
     write_folder(tmp_path / "run", run(analysis=measured))
     (read,) = read_runs(tmp_path)
     assert read.analysis["removal_use"] == use_of_depth([1.5, 1.1])
-    assert read.analysis["growth"] == {"growth": 3.0}  # its own
+    assert read.analysis["growth"] == {"growth": 1.0}  # its own
 
 
 def test_scores_of_another_number_of_blocks_are_refused(tmp_path):
