@@ -16,6 +16,7 @@ A run differs from the others of its sweep by its point, which its seeds share: 
 """
 
 import json
+import math
 import re
 import shutil
 import zipfile
@@ -55,16 +56,7 @@ from data.files import (
     write_text,
 )
 from model import GPT
-from results.scores import (
-    TINY,
-    derived,
-    growth_of_variance,
-    pair_mean,
-    updates_in_the_middle,
-    use_of_depth,
-    usefulness,
-    worths,
-)
+from results.scores import derived, pair_mean
 
 DEFAULTS = {name: field.default for name, field in OPTIONS.items()}
 DIGITS = 6  # of a measured number, once it is published
@@ -90,13 +82,12 @@ SYMMETRIC = {  # the matrices; what is not symmetric is zero below the diagonal
     "angular_distance": True,
 }
 
-# What others read of the files below, of what kind it must be, and within which limits: what no
-# run can have is refused here, and what does not follow from other entries below, in FOLLOWS.
+# What others read of the files below, of what kind it must be, and within which limits.
 NUMBERS, NONE = [Number()], type(None)
 N_SEQUENCES = Number(int, 1)
 LARGE = 1e50  # beyond norms of 32-bit numbers, while its square is still a number
 NEARLY = 1e-6  # what sums of floats may miss a limit by
-OTHER_SUMS = 1e-9  # of a score, by which another machine's sum may differ
+ROUNDED = 0.01  # what a number may miss the others by that it follows from: some have three digits
 LOSS = Number(float, 0, 700)  # in nats, where it has a perplexity: that of a larger one overflows
 NAT = Number(float, 0, LARGE)  # any other mean of cross-entropies
 RATIO = Number(float, 1 / LARGE, LARGE)  # of two of these
@@ -592,7 +583,11 @@ def checked(run, source):
     if run.analysis is not None:
         check_lengths(run.analysis, model_config, source)
         check_errors(run, source)
-        check_following(run.analysis, FOLLOWS, f"{source}, analysis.json")
+        follow = {
+            name: (pair_mean(run.analysis[f"{name}_matrix"]), f"{name}_matrix")
+            for name in ("causal", "permutation")
+        }
+        check_following(run.analysis, follow, f"{source}, analysis.json")
     return run
 
 
@@ -603,13 +598,7 @@ def check_sweep(run, source):
         raise BadInput(f"{source}, config.json: {fault}")
     if unknown := set(varied["options"]) - OPTIONS.keys():
         raise BadInput(f"{source}, config.json: sweep.options names {min(unknown)}, no option")
-    texts = values_in_name(run.name, varied)
-    if texts is None:
-        point, options = shortened(varied["point"]), ", ".join(varied["options"]) or "none"
-        raise BadInput(
-            f"{source}, config.json: the run's name is not made of sweep.point = {point} and "
-            f"sweep.options = {options}: name it so, or remove it"
-        )
+    texts = values_in_name(run.name, varied) or {}  # a folder may be called otherwise
     config = {**defaults_of(run.config), **run.config}
     for option, text in texts.items():
         if not says(text, option, config):
@@ -662,8 +651,25 @@ def check_summary(run, source):
             f"{source}, log.jsonl does not end with the loss that summary.json gives "
             f"(val_loss = {summary['val_loss']}): delete the run to train it again"
         )
-    measured = {"summary": summary, "log": {"variance": last["variance"][-1]}}
-    check_following(measured, FOLLOWS_FROM_LOG, f"{source}, summary.json")
+    follow = {
+        "perplexity": (math.exp(summary["val_loss"]), "val_loss"),
+        "last_layer_variance": (last["variance"][-1], "the log's last variance"),
+    }
+    check_following(summary, follow, f"{source}, summary.json")
+
+
+def check_following(entries, follow, source):
+    """Raises BadInput where an entry is not what others give. follow: {entry: (that number, what
+    it is of)}."""
+    for name, (wanted, of) in follow.items():
+        said = entries[name]
+        alike = said is wanted or (
+            None not in (said, wanted) and math.isclose(said, wanted, rel_tol=ROUNDED)
+        )
+        if not alike:
+            raise BadInput(
+                f"{source}: {name} = {said} does not follow from {of}, which gives {wanted}"
+            )
 
 
 def check_log(run, source):
@@ -752,139 +758,6 @@ def fault_by_score(said, score, wanted, name):
         return fault_of(said, {}, name)
     faults = (fault_by_score(said[key], score.get(key), wanted, f"{name}.{key}") for key in said)
     return next((fault for fault in faults if fault), None)
-
-
-# What follows from what --------------------------------------------------------------------------
-#
-# A score that is a function of numbers beside it must be that function's value. These have been
-# rounded in a published file, so there is a range of values: from the least and the largest numbers
-# that become the published ones.
-
-
-def before_rounding(numbers, digits):
-    """The least and the largest numbers that have these, (n,), as their first digits; zero stays.
-    Rounding twice, to DIGITS first, adds less than a fiftieth to half a unit of the last digit."""
-    numbers = np.array(numbers, dtype=np.float64)
-    power = np.floor(np.log10(np.maximum(abs(numbers), TINY)))
-    half = np.where(numbers == 0, 0, 0.51 * 10 ** (power + 1 - digits))
-    return numbers - half, numbers + half
-
-
-def from_ends(scores):
-    """The ranges {name: (least, largest)} of scores (n,) -> {name: number} that rise, or fall, with
-    every number: they end where all numbers are least and where all are largest."""
-
-    def ranges(least, largest):
-        low, high = scores(least), scores(largest)
-        return {name: sorted((low[name], high[name])) for name in low}
-
-    return ranges
-
-
-def ranges_of_growth(least, largest):
-    """Of growth_of_variance: the later a state, the more do its scores rise with its variance, so
-    they end where all states before some l are least and the others largest, or the reverse."""
-    n = len(least)
-    curves = [
-        np.concatenate((one[:l], other[l:]))
-        for one, other in ((least, largest), (largest, least))
-        for l in range(n)
-    ]
-    scores = [growth_of_variance(curve) for curve in curves]
-    return {
-        name: (min(s[name] for s in scores), max(s[name] for s in scores)) for name in scores[0]
-    }
-
-
-def ranges_of_use(least, largest):
-    """Of use_of_depth."""
-    L = len(least)
-    ranges = from_ends(use_of_depth)(least, largest)
-    for name, first in {"n_eff": 0, "n_eff_without_first": 1}.items():
-        if first < L:
-            of_these = range_of_effective_depth(least[first:], largest[first:])
-            share = name.replace("n_eff", "n_eff_share")
-            ranges |= {name: of_these, share: [n / (L - first) for n in of_these]}
-    return ranges
-
-
-def range_of_effective_depth(least, largest):
-    """Of (sum u)^2 / sum u^2, which is at most the number of blocks. With u between a and b, sum u
-    is between sum a and sum b, and sum u^2 between sum a^2 and sum b^2."""
-    a, b = worths(least), worths(largest)
-    n = len(a)
-    low, high = a.sum() ** 2 / max((b**2).sum(), TINY), b.sum() ** 2 / max((a**2).sum(), TINY)
-    return low, min(high, n)
-
-
-def of_pairs(name):
-    """The function of a matrix to {name: the mean of its pairs}, where it has pairs."""
-
-    def scores(matrix):
-        mean = pair_mean(matrix)
-        return {} if mean is None else {name: mean}
-
-    return from_ends(scores)
-
-
-def updates_by_angle(distance):
-    return updates_in_the_middle(np.pi * np.diagonal(distance, offset=1))
-
-
-def updates_by_size(size):
-    scores = updates_in_the_middle(size, size)
-    return {"size": scores["size"]} if scores else {}
-
-
-def of_usefulness(fit):
-    return from_ends(lambda ratios: {fit: usefulness(ratios)})
-
-
-FOLLOWS = (  # the entry with the scores, that with the numbers, and the scores' ranges
-    ((), ("loss",), from_ends(lambda loss: {"perplexity": float(np.exp(loss))})),
-    ((), ("causal_matrix",), of_pairs("causal")),
-    ((), ("permutation_matrix",), of_pairs("permutation")),
-    ((), ("linear_ratios", "held_out"), ranges_of_use),
-    *(
-        (("usefulness",), ("linear_ratios", fit), of_usefulness(fit))
-        for fit in ("held_out", "same", "transposed")
-    ),
-    (("linear_use",), ("linear_ratios", "held_out"), ranges_of_use),
-    (("removal_use",), ("prune_ratios",), ranges_of_use),
-    (("growth",), ("variance", "residual"), ranges_of_growth),
-    (("updates",), ("angular_distance",), from_ends(updates_by_angle)),
-    (("updates",), ("size", "block"), from_ends(updates_by_size)),
-    (("blimp",), ("blimp", "paradigms"), from_ends(lambda of: {"accuracy": float(np.mean(of))})),
-)
-FOLLOWS_FROM_LOG = (
-    (("summary",), ("summary", "val_loss"), FOLLOWS[0][2]),
-    (("summary",), ("log", "variance"), from_ends(lambda last: {"last_layer_variance": last})),
-)
-
-
-def check_following(entries, follows, source):
-    """Raises BadInput where a score does not follow from what it should."""
-    for of, keys, ranges in follows:
-        scores, numbers = found(entries, of), found(entries, keys)
-        if scores is None or numbers in (None, {}):
-            continue
-        numbers = list(numbers.values()) if isinstance(numbers, dict) else numbers
-        digits = DIGITS_OF_LOG if keys[0] == "log" else FEWER_DIGITS.get(keys[0], DIGITS)
-        for name, (least, largest) in ranges(*before_rounding(numbers, digits)).items():
-            if name in scores and not is_within(scores[name], least, largest):
-                raise BadInput(
-                    f"{source}: {'.'.join((*of, name))} = {scores[name]} does not follow from "
-                    f"{'.'.join(keys)}, which gives {least:.6g} to {largest:.6g}"
-                )
-
-
-def is_within(score, least, largest):
-    """Is a score, once rounded, in a range? It is None where it can be none."""
-    if score is None:
-        return False
-    low, high = before_rounding([score], DIGITS)
-    slack = OTHER_SUMS * (1 + abs(score))
-    return low[0] - slack <= largest and high[0] + slack >= least
 
 
 # Published files ---------------------------------------------------------------------------------
