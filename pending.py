@@ -12,7 +12,8 @@ from configs.read import Point, TrainConfig
 from data.files import BadInput, read_json, say, sha256_of
 from data.read import load_items, load_meta, load_pairs
 from hardware import choose_hardware
-from results.runs import SUMMARY, described, read_analysis, refuse_other_code
+from results.checks import SUMMARY
+from results.runs import described, read_analysis, refuse_other_code
 from train import fingerprint
 
 SEQUENCES = 48  # to score on, as in results/

@@ -57,8 +57,8 @@ from hardware import (
     refuse_too_large,
 )
 from model import GPT, RemediedBlock, at_least_fp32
+from results.checks import SUMMARY
 from results.runs import (
-    SUMMARY,
     copy_run,
     damaged,
     finished,

@@ -1077,6 +1077,7 @@ def test_what_scores_follow_from_is_all_that_analysis_imports():
     others = {"configs.read", "data.files", "pending"} | {
         f"results.{name}"
         for name in (
+            "checks",
             "runs",
             "verdicts",
             "claims",

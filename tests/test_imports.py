@@ -10,6 +10,7 @@ from conftest import REPOSITORY
 DATA = {"data.interrupt", "data.files", "data.read", "data.prepare"}
 RESULTS = {
     "results.scores",
+    "results.checks",
     "results.runs",
     "results.verdicts",
     "results.claims",
@@ -28,7 +29,8 @@ MAY_IMPORT = {
     "configs.read": {"model", "data.files", "data.read"},
     "fast": {"model"},
     "results.scores": set(),
-    "results.runs": {"model", "configs.read", "data.files", "results.scores"},
+    "results.checks": {"configs.read", "data.files", "results.scores"},
+    "results.runs": {"model", "configs.read", "data.files", "results.checks", "results.scores"},
     "results.verdicts": set(),
     "results.claims": {
         "model",
@@ -69,7 +71,7 @@ MAY_IMPORT = {
         "data.files",
     },
     "hardware": {"model", "fast", "data.files"},
-    "train": {"model", "hardware", "configs.read", "results.runs", *DATA},
+    "train": {"model", "hardware", "configs.read", "results.checks", "results.runs", *DATA},
     "bench": {"train", "hardware", *DATA},
     "sparsity": {"results.runs", "results.scores", *DATA},
     "theory": {
@@ -83,7 +85,7 @@ MAY_IMPORT = {
         "data.files",
     },
     "downstream": {"model"},
-    "pending": {"train", "hardware", "configs.read", "results.runs", *DATA},
+    "pending": {"train", "hardware", "configs.read", "results.checks", "results.runs", *DATA},
     "analyze": {
         "model",
         "sparsity",

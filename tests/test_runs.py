@@ -15,8 +15,8 @@ from configs.read import TrainConfig, as_text, load_points
 from conftest import REPOSITORY, as_if_trained, build
 from data.files import BadInput, read_json, write_json
 from model import GPT, GPTConfig
+from results.checks import MEASURED
 from results.runs import (
-    MEASURED,
     Run,
     finished,
     is_published,
