@@ -368,17 +368,26 @@ def check_seeds(runs, path):
         if one.seed == other.seed:
             raise BadInput(f"{both} with seed {one.seed}: remove one, which is no other sample")
         if option := first_difference(one.config, other.config):
-            was, now = (shortened(run.config.get(option)) for run in (one, other))
+            was, now = (shortened(common_to_seeds(run.config).get(option)) for run in (one, other))
             raise BadInput(f"{both}, whose seeds share all else, but {option} is {was} and {now}")
         if part := same_numbers(one, other):
             raise BadInput(f"{both} and have the same {part}: one is a copy, and no other seed")
 
 
 def first_difference(one, other):
-    """The first option, or other entry, in which two configs are not those of seeds of a point."""
-    free = {*WHERE_NOT_WHAT, *MEASURED_BY, "seed", "sweep", "code"}
-    names = sorted((one.keys() | other.keys()) - free)
+    """The first entry in which two configs are not those of seeds of a point."""
+    one, other = common_to_seeds(one), common_to_seeds(other)
+    names = sorted(one.keys() | other.keys())
     return next((name for name in names if one.get(name) != other.get(name)), None)
+
+
+def common_to_seeds(config):
+    """What the config of a point's seeds says alike. A step may be taken in more and smaller
+    batches, as a smaller GPU needs."""
+    free = {*WHERE_NOT_WHAT, *MEASURED_BY, "seed", "sweep", "code", "log_interval"}
+    in_pieces = "batch_size", "gradient_accumulation_steps"
+    same = {name: value for name, value in config.items() if name not in {*free, *in_pieces}}
+    return {**same, " x ".join(in_pieces): math.prod(config[name] for name in in_pieces)}
 
 
 def same_numbers(one, other):

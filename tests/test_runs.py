@@ -513,6 +513,7 @@ TOGETHER_IMPOSSIBLE = {
     "data": (change(0, "config", "data_sha256", to="x"), "have another data_sha256"),
     "dataset of a seed": (change(2, "config", "dataset", to="x"), "but dataset is 'books' and 'x'"),
     "dataset": (change(0, "config", "dataset", to="x"), "dataset is x in n_kv_head=2,seed=0 and"),
+    "step of a seed": (change(2, "config", "batch_size", to=32), "_steps is 64 and 32"),
     "rate of a seed": (change(2, "config", "learning_rate", to=0.1), "but learning_rate is 0.002"),
 }
 
@@ -560,6 +561,11 @@ def unscored(runs):
     runs[2]["analysis"] = None
 
 
+def in_smaller_batches(runs):
+    """As README advises for a smaller GPU; and logged more often."""
+    runs[2]["config"] |= {"batch_size": 32, "gradient_accumulation_steps": 2, "log_interval": 5}
+
+
 def called_otherwise(runs):
     runs[2]["name"] = "best"
 
@@ -577,6 +583,7 @@ POSSIBLE = [
     heads_left_to_the_model,
     unscored,
     called_otherwise,
+    in_smaller_batches,
     diverged_at_once,
 ]
 
