@@ -57,7 +57,7 @@ from hardware import (
     refuse_too_large,
 )
 from model import GPT, RemediedBlock, at_least_fp32
-from results.checks import SUMMARY
+from results.checks import LARGEST_LOSS, SUMMARY
 from results.runs import (
     copy_run,
     damaged,
@@ -240,9 +240,6 @@ def progress_bar(name, step, n_steps, position):
 def show_on(bar, line):
     speed = f"{line['tokens_per_second']:,.0f}"
     bar.set_postfix(loss=f"{line['train_loss']:.3f}", tokens_per_second=speed)
-
-
-LARGEST_LOSS = 700.0  # nats: the perplexity of a larger one is no number any more
 
 
 def is_finite(line):

@@ -22,7 +22,8 @@ N_SEQUENCES = Number(int, 1)
 LARGE = 1e50  # beyond norms of 32-bit numbers, while its square is still a number
 NEARLY = 1e-6  # what sums of floats may miss a limit by
 ROUNDED = 0.01  # what a number may miss the others by that it follows from: some have three digits
-LOSS = Number(float, 0, 700)  # in nats, where it has a perplexity: that of a larger one overflows
+LARGEST_LOSS = 700.0  # nats: the perplexity of a larger one is no number any more
+LOSS = Number(float, 0, LARGEST_LOSS)  # of what has a perplexity
 NAT = Number(float, 0, LARGE)  # any other mean of cross-entropies
 RATIO = Number(float, 1 / LARGE, LARGE)  # of two of these
 SIZE = Number(float, 0, LARGE)  # a variance or a norm: 0, of what adds nothing, can be
@@ -215,7 +216,8 @@ def values_in_name(name, sweep):
 
 def says(text, option, config):
     """Is this text, of a run's name, the option's value in its config, or one that train.py made
-    this value of, such as n_head of an n_kv_head of 0?"""
+    this value of, such as n_head of an n_kv_head of 0? Or is it none at all, as of a folder that
+    somebody called "seed=0 (old)"?"""
     if text == as_text(config[option]):
         return True
     options = {name: value for name, value in config.items() if name in OPTIONS}
@@ -223,7 +225,7 @@ def says(text, option, config):
         options[option] = check_option(option, parse_value(OPTIONS[option].type, text), "")
         built = build_configs(options, "")
     except BadInput:
-        return False
+        return True
     return any(getattr(part, option, None) == config[option] for part in built)
 
 
@@ -366,12 +368,19 @@ def check_seeds(runs, path):
             continue
         both = f"{path}: {one.name} and {other.name} are both of {one.point}"
         if one.seed == other.seed:
-            raise BadInput(f"{both} with seed {one.seed}: remove one, which is no other sample")
+            raise BadInput(
+                f"{both} with seed {one.seed}, and are no two samples: move one to another folder"
+            )
         if option := first_difference(one.config, other.config):
             was, now = (shortened(common_to_seeds(run.config).get(option)) for run in (one, other))
-            raise BadInput(f"{both}, whose seeds share all else, but {option} is {was} and {now}")
+            raise BadInput(
+                f"{both}, whose seeds share all else, but {option} is {was} and {now}: move one to "
+                "another folder"
+            )
         if part := same_numbers(one, other):
-            raise BadInput(f"{both} and have the same {part}: one is a copy, and no other seed")
+            raise BadInput(
+                f"{both} and have the same {part}: one is a copy, and no other seed, so remove it"
+            )
 
 
 def first_difference(one, other):
@@ -412,12 +421,12 @@ def check_data(runs, path):
         if first.config["data_sha256"] != run.config["data_sha256"]:
             raise BadInput(
                 f"{path}: {first.name} and {run.name} have another data_sha256: data/{dataset} was "
-                "not the same, so they do not compare; leave one out"
+                "not the same, so they do not compare: move one to another folder"
             )
         kind = run.config["sweep"]["point"], run.options.get("dataset")
         first = by_point.setdefault(kind, run)
         if first.config["dataset"] != dataset:
             raise BadInput(
                 f"{path}: dataset is {first.config['dataset']} in {first.name} and {dataset} in "
-                f"{run.name}, and the sweep does not vary it: leave one out"
+                f"{run.name}, and the sweep does not vary it: move one to another folder"
             )

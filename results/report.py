@@ -635,7 +635,7 @@ def about_n_eff(sweeps, of_sweep):
     if not shares or min(shares) <= 1 / 2:
         return None
     return (
-        f"{N_EFF_REMOVED} ({enumerated(names)}), says little besides L: block 1 alone is "
+        f"{N_EFF_REMOVED} ({enumerated(names)}) says little besides L: block 1 alone is "
         f"{percents(shares)} of the sum of u, so N_eff, which is at most 1 over its share squared, "
         f"stays between {min(n_effs):.1f} and {max(n_effs):.1f}, and N_eff / L goes as 1 / L."
     )

@@ -44,6 +44,7 @@ from data.files import (
     read_text,
     reason,
     replacing,
+    say,
     shortened,
     write_json,
     write_text,
@@ -60,6 +61,7 @@ from results.checks import (
     check_data,
     check_seeds,
     refuse_impossible,
+    same_numbers,
 )
 from results.scores import derived
 
@@ -345,10 +347,23 @@ def read_runs(path):
     else:
         folders = sorted(file.parent for file in path.glob("*/summary.json"))
         runs = completed([read_run(folder) for folder in folders])
-        runs.sort(key=lambda run: run.order)
+        runs = without_copies(sorted(runs, key=lambda run: run.order), path)
     check_seeds(runs, path)
     check_data(runs, path)
     return runs
+
+
+def without_copies(runs, path):
+    """The runs, each once: train.py copies one that stands in the sweep's folder by another name,
+    as n_layer=4 to n_layer=4,seed=0 once seeds are swept, too."""
+    kept = []
+    for run in runs:
+        twins = [each for each in kept if (each.point, each.seed) == (run.point, run.seed)]
+        if twins and same_numbers(twins[0], run) == "log":
+            say(f"{path}: {run.name} is {twins[0].name} by another name, and counts once")
+        else:
+            kept.append(run)
+    return kept
 
 
 def read_analysis(folder):

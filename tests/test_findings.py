@@ -60,6 +60,7 @@ IN_WORDS = [  # sweep, point, against, measure, the words as (more than, less th
     ("wide_depth", "n_layer=32", "n_layer=16", "training loss", (1, 2)),
     ("weight_decay", "weight_decay=0.3", "weight_decay=0", "variance", (0, 0.1)),
     ("weight_decay", "weight_decay=3", "weight_decay=0", "swap", (0, 0.5)),
+    ("weight_decay", "weight_decay=3", "weight_decay=0", "typical block", (0, 1)),
     ("weight_decay", "weight_decay=3", "weight_decay=0", "perplexity", (1, 2)),
     ("weight_decay", "weight_decay=3", "weight_decay=0", "swap without block 1", A_FIFTH_LESS),
     ("context", "context-512", "context-64", "swap", (1, 2)),
@@ -81,6 +82,7 @@ IN_WORDS = [  # sweep, point, against, measure, the words as (more than, less th
     ("recipe", "5-moe", "only-moe", "perplexity", (0, 1)),
     ("tokens", "12.5M,n_expert=16", "12.5M,n_expert=0", "causal", (1, 2)),
     ("tokens", "12.5M,n_expert=16", "12.5M,n_expert=0", "typical block", (1, 2)),
+    ("tokens", "25M,n_expert=16", "25M,n_expert=0", "typical block", (1, 2)),
     ("tokens", "50M,n_expert=16", "50M,n_expert=0", "typical block", (1, 2)),
     *(
         ("tokens", f"{tokens},n_expert=16", f"{tokens},n_expert=0", "first third", (1, 5))

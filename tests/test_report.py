@@ -286,7 +286,7 @@ def test_what_follows_from_the_depth_is_said_where_block_1_is_most_of_the_sum():
 
     depth, moe = swept("n_layer", 2, 4), swept("n_expert", 0, 4)
     sentence = said(depth=depth, moe=moe)
-    assert sentence.startswith("N_eff / L, removed (C3+), says little besides L")
+    assert sentence.startswith("N_eff / L, removed (C3+) says little besides L")
     assert " alone is 95 % of the sum of u, " in sentence
     assert " between 1.1 and 1.1, " in sentence
     assert said(moe=moe) is None  # of one depth

@@ -648,6 +648,28 @@ def test_whatever_analyze_measures_is_read_again(project, L, n_sequences, change
     assert back.analysis["prune_ratios"] == pytest.approx(measured["prune_ratios"], rel=1e-5)
 
 
+def test_a_run_that_train_py_copied_under_another_name_counts_once(tmp_path, capsys):
+    """As n_layer=8, once the same config is started with --seed=0,1."""
+    first = run("n_layer=8", sweep("n_layer"), n_layer=8, seed=0)
+    copied = run("n_layer=8,seed=0", sweep("n_layer", "seed"), n_layer=8, seed=0)
+    other = run("n_layer=8,seed=1", sweep("n_layer", "seed"), n_layer=8, seed=1)
+    for line in other.log:
+        line["variance"] = [1.5 * variance for variance in line["variance"]]
+    other.summary["last_layer_variance"] *= 1.5
+    for each in (first, copied, other):
+        write_folder(tmp_path / each.name, each)
+    assert [each.name for each in read_runs(tmp_path)] == ["n_layer=8", "n_layer=8,seed=1"]
+    said = capsys.readouterr().out
+    assert "n_layer=8,seed=0 is n_layer=8 by another name, and counts once" in said
+
+
+@pytest.mark.parametrize("name", ["best", "n_layer=8,seed=0 (old)", "n_layer=8,seed=0.bak"])
+def test_a_folder_may_be_called_otherwise(tmp_path, name):
+    write_folder(tmp_path / name, run(name, sweep("n_layer", "seed"), n_layer=8, seed=0))
+    (read,) = read_runs(tmp_path)
+    assert (read.point, read.seed) == ("n_layer=8", 0)
+
+
 def test_runs_that_cannot_be_scored_any_more_are_not_restored(tmp_path):
     unscored = run("n_layer=8", sweep("n_layer"), n_layer=8)
     diverged = run("n_layer=9", sweep("n_layer"), n_layer=9, diverged=True)
@@ -727,83 +749,74 @@ def mean_above(matrix):
     return sum(pairs) / len(pairs) if pairs else None
 
 
-def shared_work(ratios):
-    """N_eff, (sum u)^2 / sum u^2."""
-    u = [max(0.0, ratio - 1) for ratio in ratios]
-    return sum(u) ** 2 / sum(x * x for x in u) if any(u) else 0.0
-
-
 def drawn_run(name, varies, L, rng, n_expert=0, blimp=True):
     """A run of what analyze.py measures now, of random numbers, mostly from 1e-5 to 1e5."""
-
-    def number(most=1e5):
-        return most * 10 ** rng.uniform(-10, 0)
-
-    def numbers(n=L, most=1e5):
-        return [number(most) for _ in range(n)]
-
-    def matrix(n, symmetric, most=1e5):
-        rows = [numbers(n, most) for _ in range(n)]
-        mirrored = [[rows[min(a, b)][max(a, b)] for b in range(n)] for a in range(n)]
-        return [
-            [mirrored[a][b] if a < b or (symmetric and a > b) else 0.0 for b in range(n)]
-            for a in range(n)
-        ]
-
-    def per_block(*names, more=0, most=1e5):
-        return {of: numbers(L + more, most) for of in names}
-
-    densities = {kind: number(1.0) for kind in ("weight", "attention", "key_value", "expert")}
-    densities["attended_keys"] = [numbers(4) for _ in range(L)]
-    if n_expert:
-        densities["expert_use"] = [numbers(n_expert, 1.0) for _ in range(L)]
-    causal, permutation = matrix(L, symmetric=False), matrix(L, symmetric=True)
-    distance = matrix(L + 1, symmetric=True, most=1.0)
-    variance = per_block("residual", "median", more=1) | per_block("attention", "mlp")
-    middle = [l for l in range(1, L + 1) if L < 4 * l <= 3 * L]
-    turned = [math.pi * distance[l - 1][l] for l in middle]
-    ratios = per_block("held_out", "same", "transposed")
-    loss = number(10.0)
-    measured = analysis(
-        L,
-        variance=variance,
-        cumulative=per_block("last", "least", "greedy", more=1),
-        prune_ratios=numbers(),
-        causal=mean_above(causal),
-        causal_matrix=causal,
-        permutation=mean_above(permutation),
-        permutation_matrix=permutation,
-        linear_ratios=ratios,
-        usefulness={fit: sum(r > 1.1 for r in ratios[fit]) / L for fit in ratios},
-        n_eff=shared_work(ratios["held_out"]),
-        n_eff_share=shared_work(ratios["held_out"]) / L,
-        angular_distance=distance,
-        jacobian=per_block("deviation", "off_diagonal", "spectral", "per_token"),
-        size=per_block("attention", "mlp", "block"),
-        cosine=per_block("attention", "mlp", "block", most=-1.0),
-        block_influence=numbers(most=2.0),
-        logit_lens=numbers(L + 1),
-        densities=densities,
-        sequences=48,
-        loss=loss,
-        perplexity=math.exp(loss),
-        growth={"growth": variance["residual"][-1] / variance["residual"][1]},
-        updates={"angle": sum(turned) / len(middle)} if middle else {},
-        standard_errors={"causal": number(), "linear_ratios": numbers()} if L > 1 else {},
-        per_sequence={"loss": numbers(48, -1.0), "growth": {"growth": numbers(48)}},
-        predicted_variance=None if n_expert else numbers(L + 1),
-        code="loss 1, gradient norm 1",
-    )
+    measured = drawn_analysis(L, rng, n_expert)
     if blimp:
         paradigms = {paradigm: rng.random() for paradigm in ("wh_island", "passive_1")}
         accuracy = sum(paradigms.values()) / 2
         measured["blimp"] = {"accuracy": accuracy, "paradigms": paradigms, "pairs": 2}
     drawn = run(name, varies, analysis=measured, n_layer=L, n_expert=n_expert)
     for line in drawn.log:
-        line["variance"] = numbers(L + 1)
-    drawn.log[1] |= {"train_loss": number(), "lr": 0.001}
+        line["variance"] = drawn_numbers(rng, L + 1)
+    drawn.log[1] |= {"train_loss": rng.random(), "lr": 0.001}
     drawn.summary["last_layer_variance"] = drawn.log[1]["variance"][-1]
     return drawn
+
+
+def drawn_numbers(rng, n, most=1e5):
+    return [most * 10 ** rng.uniform(-10, 0) for _ in range(n)]
+
+
+def drawn_matrix(rng, n, symmetric, most=1e5):
+    rows = [drawn_numbers(rng, n, most) for _ in range(n)]
+    mirrored = [[rows[min(a, b)][max(a, b)] for b in range(n)] for a in range(n)]
+    return [
+        [mirrored[a][b] if a < b or (symmetric and a > b) else 0.0 for b in range(n)]
+        for a in range(n)
+    ]
+
+
+def drawn_analysis(L, rng, n_expert):
+    def per_block(*names, more=0, most=1e5):
+        return {of: drawn_numbers(rng, L + more, most) for of in names}
+
+    densities = {kind: rng.random() for kind in ("weight", "attention", "key_value", "expert")}
+    densities["attended_keys"] = [drawn_numbers(rng, 4) for _ in range(L)]
+    if n_expert:
+        densities["expert_use"] = [drawn_numbers(rng, n_expert, 1.0) for _ in range(L)]
+    causal, permutation = (drawn_matrix(rng, L, symmetric) for symmetric in (False, True))
+    return analysis(
+        L,
+        variance=per_block("residual", "median", more=1) | per_block("attention", "mlp"),
+        cumulative=per_block("last", "least", "greedy", more=1),
+        prune_ratios=drawn_numbers(rng, L),
+        causal=mean_above(causal),
+        causal_matrix=causal,
+        permutation=mean_above(permutation),
+        permutation_matrix=permutation,
+        linear_ratios=per_block("held_out", "same", "transposed"),
+        usefulness={fit: rng.random() for fit in ("held_out", "same", "transposed")},
+        n_eff=L * rng.random(),
+        n_eff_share=rng.random(),
+        angular_distance=drawn_matrix(rng, L + 1, symmetric=True, most=1.0),
+        jacobian=per_block("deviation", "off_diagonal", "spectral", "per_token"),
+        size=per_block("attention", "mlp", "block"),
+        cosine=per_block("attention", "mlp", "block", most=-1.0),
+        block_influence=drawn_numbers(rng, L, 2.0),
+        logit_lens=drawn_numbers(rng, L + 1),
+        densities=densities,
+        sequences=48,
+        loss=10 * rng.random(),
+        growth={"growth": 1 + rng.random()},
+        standard_errors={"loss": rng.random(), "linear_ratios": drawn_numbers(rng, L)},
+        per_sequence={
+            "loss": drawn_numbers(rng, 48, -1.0),
+            "growth": {"growth": drawn_numbers(rng, 48)},
+        },
+        predicted_variance=None if n_expert else drawn_numbers(rng, L + 1),
+        code="loss 1, gradient norm 1",
+    )
 
 
 def drawn_sweep(kind):
