@@ -657,7 +657,8 @@ def report_all(sweeps, folder):
     lines = [f"# Claims of {', '.join(sweeps)}, by the rule in results/verdicts.py"]
     lines += ["", f"{WHAT_P_IS} {WHAT_A_STEP_IS}"]
     for family in families(judged):
-        lines += ["", f"## {family.title}", "", *family_table(family)]
+        if family.verdicts:  # of somebody's own sweeps none may be an experiment
+            lines += ["", f"## {family.title}", "", *family_table(family)]
     if said := about_n_eff(sweeps, of_sweep):
         lines += ["", said]
     for name, sweep in sweeps.items():

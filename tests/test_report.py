@@ -1,6 +1,7 @@
 """results/report.py: the whole text of one made-up report, written out by hand, and its parts."""
 
 import math
+import re
 from dataclasses import asdict
 
 import pytest
@@ -238,6 +239,7 @@ def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_pa
     assert (tmp_path / "verdicts.png").read_text(encoding="utf-8") == "control (C1, C2, C3)"
     text = (tmp_path / "claims.md").read_text(encoding="utf-8")
     assert text.count("| control |") == 9 and "| one |" not in text
+    assert re.findall("## (.*)", text) == ["Another sweep: control"]  # no experiment, no family
     assert not (tmp_path / "hero.png").exists()  # of which no sweep is
     assert text.endswith("\n\ncontrol: At n_layer=8 the rate 0.003 diverged and was left out.\n")
 
