@@ -255,6 +255,13 @@ def fault_of_line(value, wanted, field):
     return f"{field} = {shortened(value)} must be a line of text without |, as a table's cell"
 
 
+def at(nested, keys):
+    """The value under these keys of dicts, one inside the other; None where there is none."""
+    for key in keys:
+        nested = nested.get(key) if isinstance(nested, dict) else None
+    return nested
+
+
 def shortened(value, most=40):
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -14,7 +14,7 @@ from configs.read import (
     check_option,
     parse_value,
 )
-from data.files import BadInput, Each, Line, Maybe, Number, Several, fault_of, shortened
+from data.files import BadInput, Each, Line, Maybe, Number, Several, at, fault_of, shortened
 from results.scores import pair_mean
 
 NUMBERS, NONE = [Number()], type(None)
@@ -196,8 +196,7 @@ def check_sweep(name, varied, config, source):
         raise BadInput(f"{source}, config.json: {fault}")
     if unknown := set(varied["options"]) - OPTIONS.keys():
         raise BadInput(f"{source}, config.json: sweep.options names {min(unknown)}, no option")
-    texts = values_in_name(name, varied) or {}  # a folder may be called otherwise
-    for option, text in texts.items():
+    for option, text in values_in_name(name, varied).items():
         if not says(text, option, config):
             raise BadInput(
                 f"{source}, config.json: {option} = {shortened(config[option])} is not the {text} "
@@ -206,12 +205,12 @@ def check_sweep(name, varied, config, source):
 
 
 def values_in_name(name, sweep):
-    """{swept option: its value's text} in a run's name; None where the name is not made of the
-    sweep's point and options."""
+    """{swept option: its value's text} in a run's name; none where the name is not made of the
+    sweep's point and options, as a folder may be called otherwise."""
     point = [] if sweep["point"] is None else [re.escape(sweep["point"])]
     pattern = ",".join(point + [f"{option}=(.+)" for option in sweep["options"]]) or "run"
     match = re.fullmatch(pattern, name)
-    return match and dict(zip(sweep["options"], match.groups(), strict=True))
+    return dict(zip(sweep["options"], match.groups(), strict=True)) if match else {}
 
 
 def says(text, option, config):
@@ -291,13 +290,6 @@ def check_log(run, source):
         )
 
 
-def found(entries, keys):
-    """What lies in dicts under these keys, one inside the other; None where nothing does."""
-    for key in keys:
-        entries = None if entries is None else entries.get(key)
-    return entries
-
-
 def check_lengths(analysis, config, source):
     """Raises BadInput where an entry is of another number of blocks, or of longer sequences than
     the model takes."""
@@ -307,7 +299,7 @@ def check_lengths(analysis, config, source):
             f"{source}, analysis.json: length = {length} must be at most block_size = {longest}"
         )
     for keys, more in LENGTHS.items():
-        values = found(analysis, keys)
+        values = at(analysis, keys)
         if values is None:  # what fault_of lets be missing
             continue
         name, wanted = ".".join(keys), config["n_layer"] + more
@@ -371,8 +363,9 @@ def check_seeds(runs, path):
             raise BadInput(
                 f"{both} with seed {one.seed}, and are no two samples: move one to another folder"
             )
-        if option := first_difference(one.config, other.config):
-            was, now = (shortened(common_to_seeds(run.config).get(option)) for run in (one, other))
+        configs = [common_to_seeds(run.config) for run in (one, other)]
+        if option := first_difference(*configs):
+            was, now = (shortened(config.get(option)) for config in configs)
             raise BadInput(
                 f"{both}, whose seeds share all else, but {option} is {was} and {now}: move one to "
                 "another folder"
@@ -384,8 +377,7 @@ def check_seeds(runs, path):
 
 
 def first_difference(one, other):
-    """The first entry in which two configs are not those of seeds of a point."""
-    one, other = common_to_seeds(one), common_to_seeds(other)
+    """The first entry, by name, in which two dicts differ; None where they do not."""
     names = sorted(one.keys() | other.keys())
     return next((name for name in names if one.get(name) != other.get(name)), None)
 

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.read import MEASURED_BY, WHERE_NOT_WHAT
+from data.files import at
 from model import NORM_EPS, GPTConfig, mask_density
 from results.scores import pair_mean, paired_error, places, typical_worth, worths
 from results.verdicts import LEVEL, holm, judge, slope_weights
@@ -48,13 +49,7 @@ def entry(*keys):
     """The function of a run that looks up its analysis by these keys, one inside the other; None
     where an older run lacks it."""
 
-    def look_up(run):
-        value = run.analysis
-        for key in keys:
-            value = None if value is None else value.get(key)
-        return value
-
-    return look_up
+    return lambda run: at(run.analysis, keys)
 
 
 def exponential(look_up):
@@ -72,8 +67,11 @@ def jacobian_deviation(run):
 
 
 def slope_of_log_deviation(run):
-    deviation = np.maximum(run.analysis["jacobian"]["deviation"], SMALLEST_DEVIATION)
-    return slope(np.log(deviation))
+    return slope_of_log(run.analysis["jacobian"]["deviation"])
+
+
+def slope_of_log(deviation):
+    return slope(np.log(np.maximum(deviation, SMALLEST_DEVIATION)))
 
 
 def growth_at_initialisation(run):
@@ -102,7 +100,7 @@ def deviation_without_block_1(run):
 
 def slope_without_block_1(run):
     later = run.analysis["jacobian"]["deviation"][1:]
-    return slope(np.log(np.maximum(later, SMALLEST_DEVIATION))) if len(later) > 1 else None
+    return slope_of_log(later) if len(later) > 1 else None
 
 
 def worth_at(place):

@@ -417,8 +417,9 @@ def line_figure(points, panels, legend=None):
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     lines, labels = axes.flat[0].get_legend_handles_labels()
-    title = some_of(shown, points) + shown_of(shown) if legend is None else legend
-    figure.legend(lines, labels, title=title, ncols=columns_of_legend(shown), **LEGEND_BELOW)
+    if legend is None:
+        legend = ": ".join(filter(None, [some_of(shown, points), shown_of(shown)]))
+    figure.legend(lines, labels, title=legend, ncols=columns_of_legend(shown), **LEGEND_BELOW)
     return figure
 
 
@@ -445,7 +446,8 @@ def spread_out(points, n):
 
 
 def some_of(shown, points):
-    return f"{len(shown)} of the {len(points)} points: " if len(shown) < len(points) else ""
+    """How many of the points are shown, where not all are."""
+    return f"{len(shown)} of the {len(points)} points" if len(shown) < len(points) else ""
 
 
 def columns_of_legend(labels):
@@ -777,7 +779,7 @@ def matrix_figure(points, matrices=MATRICES):
         title = textwrap.fill(words, TITLE_WIDTH, break_long_words=False, break_on_hyphens=False)
         axis.set_title(title, fontsize=SMALL)
     if said := some_of(shown, points):
-        figure.suptitle(said.rstrip(": "), fontsize=TITLE_SIZE)
+        figure.suptitle(said, fontsize=TITLE_SIZE)
     return figure
 
 

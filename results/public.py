@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from data.files import BadInput, Maybe, Number, fault_of, read_json, say, write_text
+from data.files import BadInput, Maybe, Number, at, fault_of, read_json, say, write_text
 from results.claims import entry, slope
 from results.figures import (
     COSINE,
@@ -103,13 +103,6 @@ def read_analysis(path):
                 f"{path}: {'.'.join(keys)} has {len(values)} entries, where {wanted} belong"
             )
     return analysis
-
-
-def at(nested, keys):
-    """The value under these keys, one inside the other; None where there is none."""
-    for key in keys:
-        nested = nested.get(key) if isinstance(nested, dict) else None
-    return nested
 
 
 def publish(analysis, path):

@@ -192,7 +192,12 @@ def counted(n, noun):
 
 def enumerated(values):
     """Such as "8", "8 and 16" or "8, 16 and 32": each value once, in order; a dash for none."""
-    *others, last = map(str, sorted(set(values)) or "–")
+    return joined(map(str, sorted(set(values)) or "–"))
+
+
+def joined(texts):
+    """Such as "a", "a and b" or "a, b and c"."""
+    *others, last = texts
     return f"{', '.join(others)} and {last}" if others else last
 
 
@@ -290,8 +295,7 @@ def about_block_1(points):
         name: [np.mean(known) for runs in points.values() if (known := known_of(share, runs))]
         for name, share in SHARE_OF_BLOCK_1.items()
     }
-    *others, last = [f"{percents(of)} of {name}" for name, of in shares.items() if of] or ["–"]
-    said = f"{', '.join(others)} and {last}" if others else last
+    said = joined([f"{percents(of)} of {name}" for name, of in shares.items() if of] or ["–"])
     return (
         "Without block 1, which turns the embedding into a stream and is unlike all others: alone, "
         f"or in its pairs, it is {said} (an even share would be 1 / L, of pairs 2 / L)"

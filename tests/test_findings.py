@@ -27,9 +27,7 @@ MEASURES = {
     "swap": lambda run: run.analysis["permutation"],
     "typical block": lambda run: run.analysis["removal_use"]["geometric_mean"],
     "parameters": lambda run: run.summary["params"],
-    "perplexity, short context": lambda run: math.exp(
-        run.analysis["same_targets"]["short_context"]
-    ),
+    "perplexity, short context": CLAIM_METRICS["perplexity, 32 to 63 keys"],
     "first third": CLAIM_METRICS["worth, early"],
     "last third": CLAIM_METRICS["worth, late"],
     "causal without block 1": CLAIM_METRICS["causal without block 1"],

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "results.claims": {
         "model",
         "configs.read",
+        "data.files",
         "results.runs",
         "results.scores",
         "results.verdicts",
