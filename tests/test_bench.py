@@ -70,7 +70,10 @@ def test_help_shows_its_own_use_and_each_option(capsys):
         ("--dataset=nothing", ["data/nothing", "prepare.py"]),
         ("--device=cuda:99", ["device = cuda:99 cannot be used here"]),
         ("--n_layer=1000000000", ["n_layer", "GiB of memory"]),
-        ("--router_z_loss=--", ["router_z_loss", "no value"]),
+        (
+            "--router_z_loss=--",
+            ["router_z_loss"],
+        ),  # argparse's versions differ in what they pass on
     ],
 )
 def test_a_bad_argument_gets_one_sentence(project, refused, argument, words):
