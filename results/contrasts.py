@@ -64,6 +64,10 @@ CONTRASTS = {
         ("the suite's context, and texts to score as long", "context-512", "context-64"),
         ("eight times that", "context-4096", "context-512"),
     ],
+    "gqa": [
+        (f"{n} query heads to a key/value head", f"n_kv_head={4 // n}", "n_kv_head=4")
+        for n in (2, 4)
+    ],
     "moe": [(f"{E} experts", f"n_expert={E}", "n_expert=0") for E in (4, 16, 64)],
     "wide_moe": [("experts", "n_expert=16", "n_expert=0")],
     "moe_gate": [
@@ -81,7 +85,14 @@ CONTRASTS = {
         ("shared keys alone", "only-gqa", "1-deep"),
         ("experts alone", "only-moe", "1-deep"),
         ("the whole recipe, each at the best rate tried", TOP, DEEP),
+        ("the whole recipe, both at half the rate", "top-half-rate", "deep-half-rate"),
+        ("the whole recipe, both at double the rate", "top-double-rate", "deep-double-rate"),
+        ("half the rate, plain", "deep-half-rate", "1-deep"),
+        ("double the rate, plain", "deep-double-rate", "1-deep"),
     ],
+    "half_rate_context": [("all of the context", "context-4096", "context-64")],
+    "half_rate_moe": [("64 experts", "n_expert=64", "n_expert=0")],
+    "half_rate_weight_decay": [("too much", "weight_decay=3", "weight_decay=0")],
     "remedies": [
         *((f"{of}: twice the blocks", f"{of},n_layer=32", f"{of},n_layer=16") for of in REMEDIES),
         *((f"{of}, 32 blocks", f"{of},n_layer=32", "plain,n_layer=32") for of in REMEDIES[1:]),

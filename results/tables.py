@@ -125,7 +125,8 @@ HALVED = ("context", "weight_decay", "moe")  # whose end points are a sweep at h
 
 
 def half_rate_table():
-    """Of each end point at half the suite's rate over the other, beside the same at the suite's."""
+    """Of each end point at half the suite's rate over the other, beside the same at the suite's,
+    and what the halved rate does to either end alone."""
     columns = ("sweep", "points", "rate", *CONTRAST_COLUMNS)
     rows, missing = [table_row(*columns), table_rule(len(columns))], []
     for name in HALVED:
@@ -140,18 +141,28 @@ def half_rate_table():
 
 
 def half_rate_rows(name, first, last, at_full_rate):
-    """The last point's runs over the first's, at half the rate and, where they are there, at the
-    suite's, and how far these contrasts differ."""
-    there = [[last, first], [at_full_rate.get(runs[0].point, []) for runs in (last, first)]]
-    pairs = [pair for pair in there if all(pair)]
-    by_rate = {f"{of[0].config['learning_rate']:g}": set_against(of, over) for of, over in pairs}
-    if len(pairs) == 2:
-        by_rate[" over ".join(by_rate)] = weighed_measures(sum(pairs, []), [1, -1, -1, 1])
-    points = f"{last[0].point} over {first[0].point}"
+    """The last point's runs over the first's at half the rate. Where they are there, the same at
+    the suite's, how far these contrasts differ, and half the rate over the suite's at each end."""
+    ends = f"{last[0].point} over {first[0].point}"
+    half = rate_of(first)
+    measured = {(ends, half): set_against(last, first)}
+    full_first, full_last = (at_full_rate.get(runs[0].point, []) for runs in (first, last))
+    if full_first and full_last:
+        full = rate_of(full_first)
+        rates = f"{half} over {full}"
+        of_both = [last, first, full_last, full_first]
+        measured[ends, full] = set_against(full_last, full_first)
+        measured[ends, rates] = weighed_measures(of_both, [1, -1, -1, 1])
+        measured[first[0].point, rates] = set_against(first, full_first)
+        measured[last[0].point, rates] = set_against(last, full_last)
     return [
-        table_row(f"`{name}`", points, rate, *contrast_cells(measured))
-        for rate, measured in by_rate.items()
+        table_row(f"`{name}`", points, rate, *contrast_cells(of))
+        for (points, rate), of in measured.items()
     ]
+
+
+def rate_of(runs):
+    return f"{runs[0].config['learning_rate']:g}"
 
 
 def published_points(name):

@@ -15,8 +15,16 @@ from results.verdicts import difference
 
 
 @cache
-def points_of(sweep):
+def points_in(sweep):
     return sweep_of(read_runs(REPOSITORY / f"results/{sweep}.json")).points
+
+
+def points_of(sweep):
+    """{point: runs}; of half_rate_moe those of moe, too, as "n_expert=0 at 0.002"."""
+    if sweep != "half_rate_moe":
+        return points_in(sweep)
+    full = {f"{name} at 0.002": runs for name, runs in points_in("moe").items()}
+    return points_in(sweep) | full
 
 
 MEASURES = {
@@ -28,6 +36,7 @@ MEASURES = {
     "typical block": lambda run: run.analysis["removal_use"]["geometric_mean"],
     "parameters": lambda run: run.summary["params"],
     "perplexity, short context": CLAIM_METRICS["perplexity, 32 to 63 keys"],
+    "growth": CLAIM_METRICS["growth"],
     "first third": CLAIM_METRICS["worth, early"],
     "last third": CLAIM_METRICS["worth, late"],
     "causal without block 1": CLAIM_METRICS["causal without block 1"],
@@ -48,7 +57,13 @@ def times(sweep, point, against, measure):
 
 A_QUARTER, A_TENTH_LESS, TWO_OR_THREE_TIMES = (0.2, 0.3), (0.88, 0.91), (1.8, 3.5)
 A_FIFTH, NEARLY_HALF, A_FIFTH_LESS = (0.15, 0.25), (0.4, 0.5), (0.75, 0.85)
-TWO_TO_FOUR_TIMES = (1.8, 4.2)
+TWO_TO_FOUR_TIMES, A_TWELFTH, A_FIFTH_MORE, A_THIRD_MORE = (
+    (1.8, 4.2),
+    (1 / 13, 1 / 11),
+    (1.15, 1.25),
+    (1.28, 1.38),
+)
+HALF_RATE = ("half_rate_moe", "n_expert=0", "n_expert=0 at 0.002")  # of the dense model
 IN_WORDS = [  # sweep, point, against, measure, the words as (more than, less than)
     ("depth", "n_layer=32", "n_layer=16", "typical block", A_QUARTER),
     ("depth", "n_layer=32", "n_layer=16", "perplexity", (0, 1)),
@@ -88,6 +103,25 @@ IN_WORDS = [  # sweep, point, against, measure, the words as (more than, less th
     ),
     ("tokens", "25M,n_expert=16", "25M,n_expert=0", "variance", (1, 3)),
     ("tokens", "200M,n_expert=16", "200M,n_expert=0", "swap", (0, 1)),
+    (*HALF_RATE, "first third", TWO_OR_THREE_TIMES),
+    (*HALF_RATE, "variance", A_TWELFTH),
+    (*HALF_RATE, "perplexity", (1, 2)),
+    (*HALF_RATE, "causal without block 1", A_THIRD_MORE),
+    (*HALF_RATE, "swap without block 1", A_THIRD_MORE),
+    ("half_rate_moe", "n_expert=64", "n_expert=64 at 0.002", "typical block", (0.85, 0.95)),
+    ("half_rate_moe", "n_expert=64", "n_expert=0", "perplexity", (0, 1)),
+    ("half_rate_moe", "n_expert=64", "n_expert=0", "causal", (0, 1)),
+    ("half_rate_moe", "n_expert=64", "n_expert=0", "swap without block 1", (1, 2)),
+    ("gqa", "n_kv_head=1", "n_kv_head=4", "first third", (1.8, 2.2)),
+    ("gqa", "n_kv_head=1", "n_kv_head=4", "typical block", A_FIFTH_MORE),
+    ("recipe", "top-half-rate", "deep-half-rate", "perplexity", A_TENTH_LESS),
+    ("recipe", "top-double-rate", "deep-double-rate", "perplexity", A_TENTH_LESS),
+    ("recipe", "deep-half-rate", "1-deep", "typical block", (1, 2)),
+    ("recipe", "deep-half-rate", "1-deep", "perplexity", (1, 2)),
+    ("recipe", "top-half-rate", "deep-half-rate", "growth", (0, 1)),
+    ("recipe", "top-double-rate", "deep-double-rate", "growth", (1, 2)),
+    ("recipe", "top-half-rate", "deep-half-rate", "last third", (0, 1)),
+    ("recipe", "top-double-rate", "deep-double-rate", "last third", (0, 1)),
 ]
 
 
@@ -108,6 +142,19 @@ UNDECIDED = [  # what is said to be open, not seen, or nothing
     ("recipe", "5-moe", "only-moe", "perplexity, short context"),
     ("tokens", "200M,n_expert=16", "200M,n_expert=0", "first third"),
     ("tokens", "200M,n_expert=16", "200M,n_expert=0", "typical block"),
+    *(
+        ("half_rate_moe", "n_expert=64", "n_expert=0", measure)
+        for measure in ("first third", "last third", "typical block", "causal without block 1")
+    ),
+    ("recipe", "5-moe", "1-deep", "growth"),
+    ("half_rate_moe", "n_expert=64 at 0.002", "n_expert=64", "first third"),
+    ("half_rate_moe", "n_expert=64 at 0.002", "n_expert=64", "causal without block 1"),
+    ("half_rate_moe", "n_expert=64 at 0.002", "n_expert=64", "swap without block 1"),
+    ("gqa", "n_kv_head=2", "n_kv_head=4", "first third"),
+    *(
+        ("gqa", "n_kv_head=1", "n_kv_head=4", measure)
+        for measure in ("variance", "perplexity", "last third")
+    ),
 ]
 
 

@@ -314,12 +314,15 @@ ENDS = ["`moe`", "n_expert=64 over n_expert=0"]
 
 def test_end_points_at_half_the_rate_stand_beside_the_same_at_the_suites(monkeypatch):
     """Of two points of three seeds the half-width is 2.776 x 0.03 sqrt(2/3); of four, with eight
-    degrees of freedom, 2.306 x 0.03 sqrt(4/3)."""
+    degrees of freedom, 2.306 x 0.03 sqrt(4/3). Halving the rate leaves the dense ones at 10, and
+    makes 8 of 5."""
     *rows, (missing, said, *_) = half_rate_rows(monkeypatch, "half_rate_moe", "moe")
     assert rows == [
         [*ENDS, "0.001", "**0.800 (0.747 to 0.856)**"],
         [*ENDS, "0.002", "**0.500 (0.467 to 0.535)**"],
         [*ENDS, "0.001 over 0.002", "**1.60 (1.48 to 1.73)**"],
+        ["`moe`", "n_expert=0", "0.001 over 0.002", "1.000 (0.934 to 1.070)"],
+        ["`moe`", "n_expert=64", "0.001 over 0.002", "**1.60 (1.49 to 1.71)**"],
     ]
     assert [missing, said] == NOT_RUN
 
