@@ -472,9 +472,8 @@ def shown_of(points):
     return "means over seeds, with 95 % intervals"
 
 
-def draw_lines(axis, points, panel, style_of=None):
-    """style_of: as point_styles gives it."""
-    for point, style in (style_of or point_styles(points)).items():
+def draw_lines(axis, points, panel):
+    for point, style in point_styles(points).items():
         draw_line(axis, point, points[point], panel, style)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axis.set_title(panel.title + RING_SAYS * has_rings(points, panel), fontsize=TITLE_SIZE)
@@ -854,72 +853,62 @@ HERO = [  # the curse at a glance
     replace(LINES["scale_free"][0], title="growth of the variance\nalong the blocks"),
     replace(LINES["pruning"][0], title="growth of the loss\nwith one block removed"),
 ]
-OF_SOURCES = [  # looks of what is set beside the plain model, which keeps its depth's
-    {"color": "black", "marker": "^", "linestyle": "dashed"},
-    {"color": "tab:red", "marker": "s", "linestyle": "solid"},
-    {"color": "tab:blue", "marker": "o", "linestyle": "dashdot"},
-    {"color": "tab:brown", "marker": "X", "linestyle": "dotted"},
-    {"color": "tab:pink", "marker": "P", "linestyle": "solid"},
-]
+THIRDS = {  # metric: (name, place beside the middle, look)
+    "worth, early": ("early", -0.25, {"color": shade(0), "marker": "o"}),
+    "worth, middle": ("middle", 0, {"color": shade(LIGHTEST / 2), "marker": "s"}),
+    "worth, late": ("late", 0.25, {"color": shade(LIGHTEST), "marker": "D"}),
+}
 LINE_OF_TEXT = 140  # characters below that figure, at most
 
 
-def hero_figure(depths, sparsest):
+def hero_figure(depths, plain, beside):
     """The curse, and what sparsity does to it, in a row: growth of the variance, and of the loss
-    with one block removed, of the depth sweep's points; then the latter of each other sweep's
-    sparsest point, {sweep: runs}, beside the plain one that is as deep. Either may be empty."""
-    plain, sources = beside_plain(depths, sparsest)
-    drawn = [(legible(depths), panel, None) for panel in HERO if depths]
-    if sources:
-        n_blocks = next(iter(sources.values()))[0].config["n_layer"]
-        title = f"{HERO[-1].title}, {n_blocks} blocks"
-        if depths:
-            title = f"the same, {n_blocks} blocks:\n{'plain and ' * bool(plain)}sparse"
-        looks = {point: point_styles(depths)[point] for point in plain}
-        looks |= zip(sources, OF_SOURCES, strict=False)
-        drawn.append((plain | sources, replace(HERO[-1], title=title), looks))
-    size = (WIDTH, 3.7)
-    figure, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", squeeze=False)
-    for axis, of_panel in zip(axes[0], drawn, strict=True):
-        draw_lines(axis, *of_panel)
-    if depths:
-        axes[0, 1].legend(loc="upper right", fontsize=8)
-    if sources:
-        axes[0, -1].legend(loc="lower right", fontsize=8)  # where no block's worth is
-    if depths and sources:
-        same_height(*axes[0, 1:])
-        axes[0, -1].set_ylabel("")
-    figure.supxlabel(hero_text(depths, plain, sparsest), fontsize=9)
+    with one block removed, of the depth sweep's points; then what blocks of other models are worth,
+    {name of a model: {metric: a Contrast of logarithms, or None}} beside the plain one that this
+    names, by thirds of the blocks behind block 1. There may be no other models."""
+    n_panels = len(HERO) + bool(beside)
+    figure, axes = plt.subplots(1, n_panels, figsize=(WIDTH, 3.9), layout="constrained")
+    for axis, panel in zip(axes, HERO, strict=False):
+        draw_lines(axis, legible(depths), panel)
+    axes[1].legend(loc="upper right", fontsize=8)
+    if beside:
+        draw_thirds(axes[-1], beside)
+    figure.supxlabel(hero_text(depths, plain, beside), fontsize=9)
     return figure
 
 
-def beside_plain(depths, sparsest):
-    """({point: runs} of the depth sweep that is as deep as the sparsest points, {their point:
-    runs})."""
-    sources = {runs[0].point: runs for runs in sparsest.values()}
-    as_deep = {runs[0].config["n_layer"] for runs in sources.values()}
-    plain = {point: runs for point, runs in depths.items() if runs[0].config["n_layer"] in as_deep}
-    return plain, sources
+def draw_thirds(axis, beside):
+    """For each model a dot with its interval for each third, hollow where that holds 1."""
+    for place, measured in enumerate(beside.values()):
+        for metric, (_, aside, look) in THIRDS.items():
+            if change := measured[metric]:
+                at = place + aside
+                face = look["color"] if change.excludes_zero() else "white"
+                axis.plot([at, at], ends_of(change), color=look["color"])
+                axis.plot(at, np.exp(change.effect), markerfacecolor=face, **look)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set_xticks(range(len(beside)), beside, rotation=30, ha="right", rotation_mode="anchor")
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_title("worth of a block, times\nthe plain model's", fontsize=TITLE_SIZE)
+    logarithmic(axis, "y")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low * (low / high) ** 0.15, high)  # room for the legend
+    axis.grid(axis="y", alpha=0.3)
+    for name, _, look in THIRDS.values():
+        axis.plot([], [], linestyle="none", label=name, **look)
+    narrow = {"handletextpad": 0, "columnspacing": 0.5, "borderaxespad": 0.2}
+    axis.legend(loc="lower center", ncols=len(THIRDS), fontsize=8, **narrow)
 
 
-def hero_text(depths, plain, sparsest):
-    """Which runs come from which sweep, and what lines and bands are."""
+def hero_text(depths, plain, beside):
+    """Which runs come from which sweep, and what lines, bands and bars are."""
     name = EXPERIMENT["n_layer"]
-    from_sweeps = [f"{point} ({name})" for point in plain]
-    from_sweeps += [f"{runs[0].point} ({sweep})" for sweep, runs in sparsest.items()]
-    said = [f"left and middle: all of {name}"] if depths else []
-    where = "right: " * bool(depths)
-    said += [where + ", ".join(from_sweeps)] if sparsest else []
+    said = [f"left and middle: all of {name}"]
+    if beside:
+        thirds = "by thirds of the blocks behind block 1; hollow: the interval holds 1"
+        said.append(f"right: over {plain} ({name}), {thirds}")
     lines = textwrap.wrap("; ".join(said), LINE_OF_TEXT)
-    return "\n".join([*lines, shown_of(depths | sparsest)])
-
-
-def same_height(*axes):
-    """Logarithmic axes, up, from the lowest end to the highest."""
-    low, high = np.transpose([axis.get_ylim() for axis in axes])
-    for axis in axes:
-        axis.set_ylim(low.min(), high.max())
-        logarithmic(axis, "y")
+    return "\n".join([*lines, shown_of(depths)])
 
 
 CHANGES = {  # metric, judged by its logarithm: title

@@ -620,6 +620,24 @@ def sparsest_of(sweeps):
     return {name: runs for name, runs in found.items() if depths[name] == first}
 
 
+HALF_RATE = ("half_rate_moe", "n_expert=0")  # sweep and point: a plain model at half the suite's
+
+
+def beside_plain(sweeps):
+    """(the plain point of the depth sweep that is as deep as the sparsest points, {name: what
+    set_against says of a model over it}): of the sparsest points, and of a plain model at half the
+    rate. ("", {}) where there is none of them, or no such plain point."""
+    others = {runs[0].point: runs for runs in sparsest_of(sweeps).values()}
+    sweep, point = HALF_RATE
+    if others and sweep in sweeps and (halved := sweeps[sweep].points.get(point)):
+        others["half the rate"] = halved
+    as_deep = {runs[0].config["n_layer"] for runs in others.values()}
+    for plain, runs in depths_of(sweeps).items():
+        if runs[0].config["n_layer"] in as_deep:
+            return plain, {name: set_against(of, runs) for name, of in others.items()}
+    return "", {}
+
+
 N_EFF_REMOVED = "N_eff / L, removed"  # a claim's metric
 SHARE_OF_SUM = SHARE_OF_BLOCK_1["the sum of u, a block removed"]
 
@@ -654,9 +672,9 @@ def report_all(sweeps, folder):
         save_figure(verdicts_figure(panels), folder / "verdicts.png")
         ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
         save_figure(changes_figure(changes_of(ends)), folder / "changes.png")
-    depths, sparsest = depths_of(sweeps), sparsest_of(sweeps)
-    if depths or sparsest:
-        save_figure(hero_figure(depths, sparsest), folder / "hero.png")
+    depths = depths_of(sweeps)
+    if depths:
+        save_figure(hero_figure(depths, *beside_plain(sweeps)), folder / "hero.png")
     judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     lines = [f"# Claims of {', '.join(sweeps)}, by the rule in results/verdicts.py"]
     lines += ["", f"{WHAT_P_IS} {WHAT_A_STEP_IS}"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from results import figures
-from results.claims import CLAIMS, EXPERIMENT, METRICS, Verdict, entry
+from results.claims import CLAIMS, METRICS, Verdict, entry
 from results.contrasts import ALONG
 from results.figures import (
     LINES,
@@ -605,9 +605,10 @@ def with_worths(L, *factors, **options):
 
 
 DEPTHS = {f"n_layer={L}": with_worths(L, 0.1, 0.2, n_layer=L) for L in (4, 8)}
-SPARSEST = {
-    "moe": with_worths(8, 0.3, 0.4, n_expert=64),
-    "context": with_worths(8, 0.5, 0.6, block_size=4096),
+EARLY, MIDDLE, LATE = "worth, early", "worth, middle", "worth, late"
+BESIDE = {  # two models
+    "n_expert=64": {EARLY: (math.log(3), 0.5), MIDDLE: (0.1, 0.2), LATE: (-0.1, 0.2)},
+    "half the rate": {MIDDLE: (-0.7, 0.2), LATE: (0.0, 0.2)},
 }
 
 
@@ -615,59 +616,62 @@ def curves(axis):
     return {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
 
 
-def middle(L, factors):
-    return [math.prod(factors) ** (1 / len(factors)) / l for l in range(1, L + 1)]
+def hero():
+    unknown = dict.fromkeys((EARLY, MIDDLE, LATE))
+    beside = {name: unknown | of for name, of in changes(**BESIDE).items()}
+    return figures.hero_figure(DEPTHS, "n_layer=8", beside)
 
 
-def test_the_hero_sets_sparse_points_beside_the_plain_one_of_their_depth():
-    figure = figures.hero_figure(DEPTHS, SPARSEST)
-    variance, depth, sparse = figure.axes
+def test_the_hero_has_the_curse_of_every_depth():
+    figure = hero()
+    variance, depth, _ = figure.axes
     assert list(curves(variance)) == list(curves(depth)) == ["n_layer=4", "n_layer=8"]
     assert curves(variance)["n_layer=4"].get_ydata() == pytest.approx([1, 2, 4, 8])
-    drawn = {label: line.get_ydata() for label, line in curves(sparse).items()}
-    assert list(drawn) == ["n_layer=8", "n_expert=64", "block_size=4096"]
-    for factors, line in zip(((0.1, 0.2), (0.3, 0.4), (0.5, 0.6)), drawn.values(), strict=True):
-        assert line == pytest.approx(middle(8, factors))
-    assert len(sparse.collections) == 3  # bands
-    assert sparse.get_ylim() == depth.get_ylim()
-    plain = [curves(axis)["n_layer=8"] for axis in (depth, sparse)]
-    assert plain[0].get_color() == plain[1].get_color()
-    looks = {(line.get_color(), line.get_linestyle()) for line in curves(sparse).values()}
-    assert len(looks) == 3
+    middle = [math.sqrt(0.1 * 0.2) / l for l in range(1, 9)]
+    assert curves(depth)["n_layer=8"].get_ydata() == pytest.approx(middle)
     first, second = figure.get_supxlabel().splitlines()
-    assert first == (
-        "left and middle: all of depth; right: n_layer=8 (depth), n_expert=64 (moe), "
-        "block_size=4096 (context)"
+    assert first.startswith(
+        "left and middle: all of depth; right: over n_layer=8 (depth), by third"
     )
     assert second == "means over seeds, with 95 % intervals"
-    assert "8 blocks:\nplain and sparse" in sparse.get_title()
     plt.close(figure)
 
 
-PARTS = [  # depths, sparsest: number of panels, what is below them
-    (DEPTHS, {}, 2, "left and middle: all of depth\nmeans over"),
-    ({}, SPARSEST, 1, "n_expert=64 (moe), block_size=4096 (context)\nmeans over"),
-    (
-        {"n_layer=4": DEPTHS["n_layer=4"]},
-        SPARSEST,
-        3,
-        "left and middle: all of depth; right: n_exp",
-    ),
-]
+def test_the_hero_sets_other_models_beside_the_plain_one_by_thirds():
+    """Dots at the factors, hollow where the interval holds 1; what was not measured has none."""
+    figure = hero()
+    axis = figure.axes[-1]
+    dots = [line for line in axis.lines if line.get_marker() != "None" and len(line.get_xdata())]
+    drawn = {line.get_xdata()[0]: line for line in dots}
+    assert [label.get_text() for label in axis.get_xticklabels()] == list(BESIDE)
+    assert sorted(drawn) == [-0.25, 0, 0.25, 1, 1.25]
+    heights = [drawn[place].get_ydata()[0] for place in sorted(drawn)]
+    assert heights == pytest.approx([3, *np.exp([0.1, -0.1, -0.7, 0.0])])
+    hollow = [drawn[place].get_markerfacecolor() == "white" for place in sorted(drawn)]
+    assert hollow == [False, True, True, False, True]
+    (bar,) = [line for line in axis.lines if list(line.get_xdata()) == [-0.25, -0.25]]
+    assert bar.get_ydata() == pytest.approx([3 * math.exp(-0.5), 3 * math.exp(0.5)], rel=1e-4)
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "early",
+        "middle",
+        "late",
+    ]
+    lowest_bar = math.exp(-0.9)
+    assert axis.get_ylim()[0] < 0.8 * lowest_bar and axis.get_yscale() == "log"
+    plt.close(figure)
 
 
-@pytest.mark.parametrize("depths, sparsest, n_panels, below", PARTS)
-def test_of_fewer_sweeps_the_hero_has_what_is_there(depths, sparsest, n_panels, below):
-    figure = figures.hero_figure(depths, sparsest)
-    assert len(figure.axes) == n_panels
-    assert figure.get_supxlabel().startswith(below)
-    assert "plain" not in figure.axes[-1].get_title()
-    assert all(axis.get_title() and curves(axis) for axis in figure.axes)
+def test_without_other_models_the_hero_is_the_curse_alone():
+    figure = figures.hero_figure(DEPTHS, "", {})
+    assert len(figure.axes) == 2
+    assert figure.get_supxlabel() == (
+        "left and middle: all of depth\nmeans over seeds, with 95 % intervals"
+    )
     plt.close(figure)
 
 
 def test_the_hero_is_legible_at_the_width_of_a_page():
-    figure = figures.hero_figure(DEPTHS, SPARSEST)
+    figure = hero()
     assert figure.get_size_inches()[0] * figures.DOTS_PER_INCH <= 836
     figure.draw_without_rendering()
     titles = [axis.title.get_window_extent() for axis in figure.axes]
@@ -675,12 +679,6 @@ def test_the_hero_is_legible_at_the_width_of_a_page():
     below = figure._supxlabel.get_window_extent()
     assert below.x0 >= 0 and below.x1 <= figure.bbox.x1
     plt.close(figure)
-
-
-def test_every_source_of_sparsity_has_a_look_of_its_own():
-    sources = len(EXPERIMENT) - 2  # but depth and the recipe
-    looks = {(style["color"], style["marker"]) for style in figures.OF_SOURCES}
-    assert len(looks) == len(figures.OF_SOURCES) == sources
 
 
 def test_saved_figures_are_small_and_whole(tmp_path, axis):

@@ -279,6 +279,31 @@ def test_each_source_of_sparsity_is_shown_by_its_sparsest_point():
     assert report.depths_of({"moe": sweeps["moe"]}) == {}
 
 
+def test_the_plain_model_that_others_stand_beside_is_as_deep_and_half_the_rate_is_one():
+    """Worths of blocks 2 to 7, seeds a hundredth to either side: 0.1, and twice as much."""
+
+    def with_worth(worth, sweep):
+        for runs in sweep.points.values():
+            for run, factor in zip(runs, (1.01, 1 / 1.01), strict=True):
+                ratios = [3.0] + [1 + worth * factor] * 6
+                run.analysis |= {"prune_ratios": ratios, **derived({"prune_ratios": ratios})}
+        return sweep
+
+    sweeps = {
+        "depth": with_worth(0.1, swept("n_layer", 4, 7)),
+        "moe": with_worth(0.2, swept("n_expert", 0, 64, n_layer=7)),
+    }
+    name, beside = report.beside_plain(sweeps)
+    assert name == "n_layer=7" and list(beside) == ["n_expert=64"]
+    assert math.exp(beside["n_expert=64"]["worth, early"].effect) == pytest.approx(2)
+    sweeps["half_rate_moe"] = swept("n_expert", 0, 64, n_layer=7)
+    assert list(report.beside_plain(sweeps)[1]) == ["n_expert=64", "half the rate"]
+    assert report.beside_plain({"moe": sweeps["moe"]}) == ("", {})
+    assert report.beside_plain({"depth": sweeps["depth"]}) == ("", {})
+    too_deep = swept("n_expert", 0, 64, n_layer=9)
+    assert report.beside_plain({"depth": sweeps["depth"], "moe": too_deep}) == ("", {})
+
+
 def test_what_follows_from_the_depth_is_said_where_block_1_is_most_of_the_sum():
     """Worths 2 and 0.1: a share of 20 / 21, and an N_eff of 2.1^2 / 4.01 = 1.1."""
 
