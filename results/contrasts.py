@@ -9,6 +9,7 @@ a second scored seed have no spread, so they are set against nothing.
 These are no verdicts: a sweep has dozens of intervals, and none is corrected for their number.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,11 @@ CONTRASTS = {
     "tokens": [
         (f"experts, at {length} tokens", f"{length},n_expert=16", f"{length},n_expert=0")
         for length in LENGTHS
+    ]
+    + [
+        (f"{model}: twice the tokens", f"{twice},{option}", f"{length},{option}")
+        for model, option in (("dense", "n_expert=0"), ("experts", "n_expert=16"))
+        for length, twice in pairwise(LENGTHS)
     ],
     "depth": [(f"{2 * L} blocks", f"n_layer={2 * L}", f"n_layer={L}") for L in (4, 8, 16)],
     "wide_depth": [(f"{2 * L} blocks", f"n_layer={2 * L}", f"n_layer={L}") for L in (8, 16)],
@@ -107,7 +113,7 @@ class Along(NamedTuple):
     place: object  # a function of a run: where it stands along x
 
 
-ALONG = {  # sweep whose contrasts make curves, of times alone
+ALONG = {  # sweep whose contrasts of points at one place make curves, of times alone
     "tokens": Along("experts over dense", "training tokens", lambda run: run.log[-1]["tokens"]),
 }
 

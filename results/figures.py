@@ -808,7 +808,7 @@ def draw_matrix(axis, mean, matrix, top):
 # Two points, one over the other ------------------------------------------------------------------
 
 
-HOLLOW = "bars: 95 % intervals; hollow where they hold 1"
+HOLLOW = "bars: 95 % intervals, not corrected for their number; hollow where they hold 1"
 
 
 def contrasts_figure(along, places, labels, answered):
@@ -1081,7 +1081,7 @@ def brief_effect(verdict):
         return "–"
     if verdict.claim.metric in LOG_METRICS:
         return f"× {math.exp(verdict.effect):.3g}"
-    return f"{verdict.effect:+.2g}"
+    return f"{verdict.effect if abs(verdict.effect) > ROUNDING else 0:+.2g}"
 
 
 # Theory and speed --------------------------------------------------------------------------------

@@ -111,9 +111,13 @@ def draw_figures(points):
 
 def draw_contrasts(name, found):
     """{file name: figure} of a sweep's name and its Answers: one where they make curves."""
-    if name not in ALONG or len(found) < 2:
+    if name not in ALONG:
         return {}
-    places = [ALONG[name].place(answer.runs[0]) for answer in found]
+    place = ALONG[name].place
+    found = [each for each in found if place(each.runs[0]) == place(each.against[0])]
+    if len(found) < 2:
+        return {}
+    places = [place(answer.runs[0]) for answer in found]
     labels = [answer.runs[0].parts[0] for answer in found]
     answered = [answer.measured for answer in found]
     return {"contrasts": contrasts_figure(ALONG[name], places, labels, answered)}
@@ -166,7 +170,7 @@ def sentences(sweep):
     others = [run.name for run in runs if by_other_code(run)]
     if others:
         said.append(f"Scored by other code than that which trained them: {', '.join(others)}.")
-    said += about_fewer_sequences(runs) + about_closed_blocks(sweep)
+    said += about_fewer_sequences(runs) + about_pairs(runs) + about_closed_blocks(sweep)
     if sweep.absent:
         said.append(f"Left out: {', '.join(left_out(sweep.absent))}.")
     return said + about_rates(sweep)
@@ -183,6 +187,12 @@ def about_fewer_sequences(runs):
     return [
         f"Of these the Jacobian is on {jacobian}, a swap on {swap}, greedy's order on {greedy}."
     ]
+
+
+def about_pairs(runs):
+    """How many pairs of sentences BLiMP's accuracy is of, which is a tenth of them in some runs."""
+    n_pairs = known_of(entry("blimp", "pairs"), runs)
+    return [f"BLiMP is on {enumerated(n_pairs)} pairs."] if n_pairs else []
 
 
 def counted(n, noun):
@@ -620,18 +630,21 @@ def sparsest_of(sweeps):
     return {name: runs for name, runs in found.items() if depths[name] == first}
 
 
-HALF_RATE = ("half_rate_moe", "n_expert=0")  # sweep and point: a plain model at half the suite's
+PLAIN_ELSEWHERE = {  # what is done to a plain model besides sparsity: its sweep and point
+    "half the rate": ("half_rate_moe", "n_expert=0"),
+    "twice the tokens": ("tokens", "200M,n_expert=0"),
+}
 
 
 def beside_plain(sweeps):
     """(the plain point of the depth sweep that is as deep as the sparsest points, {name: what
-    set_against says of a model over it}): of the sparsest points, and of a plain model at half the
-    rate. ("", {}) where there is none of them, or no such plain point."""
+    set_against says of a model over it}): of the sparsest points, and of PLAIN_ELSEWHERE. ("", {})
+    where there are no sparse points, or no such plain one."""
     others = {runs[0].point: runs for runs in sparsest_of(sweeps).values()}
-    sweep, point = HALF_RATE
-    if others and sweep in sweeps and (halved := sweeps[sweep].points.get(point)):
-        others["half the rate"] = halved
     as_deep = {runs[0].config["n_layer"] for runs in others.values()}
+    for name, (sweep, point) in PLAIN_ELSEWHERE.items():
+        if sweep in sweeps and (runs := sweeps[sweep].points.get(point)):
+            others[name] = runs
     for plain, runs in depths_of(sweeps).items():
         if runs[0].config["n_layer"] in as_deep:
             return plain, {name: set_against(of, runs) for name, of in others.items()}

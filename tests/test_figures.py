@@ -488,6 +488,19 @@ def verdict(metric, verdict, effect):
     return Verdict(claim, verdict, effect, 0.1, 0.01, 0.01, (3, 3))
 
 
+@pytest.mark.parametrize(
+    "metric, effect, words",
+    [
+        ("causal", math.log(1.9), "× 1.9"),
+        ("usefulness", 0.123, "+0.12"),
+        ("usefulness", -3.5e-18, "+0"),  # what equal values leave when they are averaged
+        ("usefulness", math.nan, "–"),
+    ],
+)
+def test_an_effect_in_a_box(metric, effect, words):
+    assert figures.brief_effect(verdict(metric, "undecided", effect)) == words
+
+
 NO_CHANGE = dict.fromkeys(figures.CHANGES)
 
 

@@ -36,12 +36,30 @@ MEASURES = {
     "typical block": lambda run: run.analysis["removal_use"]["geometric_mean"],
     "parameters": lambda run: run.summary["params"],
     "perplexity, short context": CLAIM_METRICS["perplexity, 32 to 63 keys"],
+    "BLiMP": lambda run: run.analysis["blimp"]["accuracy"],
     "growth": CLAIM_METRICS["growth"],
+    "block 2": lambda run: run.analysis["prune_ratios"][1] - 1,
+    "first third but block 2": lambda run: worth(run, 3, 6),
+    "last block": lambda run: run.analysis["prune_ratios"][-1] - 1,
+    "last third but the last block": lambda run: worth(run, 12, 15),
+    "swap but of blocks 1 and 2": lambda run: swaps_from(run, 3),
     "first third": CLAIM_METRICS["worth, early"],
     "last third": CLAIM_METRICS["worth, late"],
     "causal without block 1": CLAIM_METRICS["causal without block 1"],
     "swap without block 1": CLAIM_METRICS["permutation without block 1"],
 }
+
+
+def worth(run, first, last):
+    """Geometric mean of u, as the thirds' of 16 blocks."""
+    ratios = np.array(run.analysis["prune_ratios"][first - 1 : last])
+    return math.exp(np.log(np.maximum(ratios - 1, 1e-4)).mean())
+
+
+def swaps_from(run, first):
+    """Mean of the permutation matrix over pairs of this and later blocks."""
+    matrix = np.array(run.analysis["permutation_matrix"])[first - 1 :, first - 1 :]
+    return matrix[np.triu_indices(len(matrix), k=1)].mean()
 
 
 def times(sweep, point, against, measure):
@@ -63,6 +81,11 @@ TWO_TO_FOUR_TIMES, A_TWELFTH, A_FIFTH_MORE, A_THIRD_MORE = (
     (1.15, 1.25),
     (1.28, 1.38),
 )
+WITH_64 = ("moe", "n_expert=64", "n_expert=0")
+TWICE_DENSE, TWICE_16 = (
+    ("tokens", *(f"{n},n_expert={E}" for n in ("200M", "100M"))) for E in (0, 16)
+)
+RATES = (0.001, 0.002)
 HALF_RATE = ("half_rate_moe", "n_expert=0", "n_expert=0 at 0.002")  # of the dense model
 IN_WORDS = [  # sweep, point, against, measure, the words as (more than, less than)
     ("depth", "n_layer=32", "n_layer=16", "typical block", A_QUARTER),
@@ -114,6 +137,20 @@ IN_WORDS = [  # sweep, point, against, measure, the words as (more than, less th
     ("half_rate_moe", "n_expert=64", "n_expert=0", "swap without block 1", (1, 2)),
     ("gqa", "n_kv_head=1", "n_kv_head=4", "first third", (1.8, 2.2)),
     ("gqa", "n_kv_head=1", "n_kv_head=4", "typical block", A_FIFTH_MORE),
+    (*HALF_RATE, "block 2", (8, 13)),
+    (*WITH_64, "block 2", (8, 20)),
+    (*WITH_64, "first third but block 2", (1, 2.5)),
+    (*WITH_64, "swap without block 1", (2, 2.5)),
+    (*WITH_64, "swap but of blocks 1 and 2", (1.5, 2)),
+    ("moe", "n_expert=16", "n_expert=0", "first third but block 2", (1.5, 2.5)),
+    *(("moe", f"n_expert={E}", "n_expert=0", "last block", (0.5, 0.7)) for E in (4, 16, 64)),
+    ("rates", *(f"n_layer=16,learning_rate={rate}" for rate in RATES), "first third", (2, 3)),
+    (*TWICE_DENSE, "first third", TWO_OR_THREE_TIMES),
+    (*TWICE_DENSE, "causal without block 1", (1.2, 1.5)),
+    (*TWICE_DENSE, "swap without block 1", (1.5, 1.9)),
+    (*TWICE_DENSE, "typical block", (1.4, 1.7)),
+    (*TWICE_DENSE, "perplexity", (0.88, 0.93)),
+    ("context", "context-4096", "context-64", "BLiMP", (0.85, 1)),
     ("recipe", "top-half-rate", "deep-half-rate", "perplexity", A_TENTH_LESS),
     ("recipe", "top-double-rate", "deep-double-rate", "perplexity", A_TENTH_LESS),
     ("recipe", "deep-half-rate", "1-deep", "typical block", (1, 2)),
@@ -146,6 +183,14 @@ UNDECIDED = [  # what is said to be open, not seen, or nothing
         ("half_rate_moe", "n_expert=64", "n_expert=0", measure)
         for measure in ("first third", "last third", "typical block", "causal without block 1")
     ),
+    (*HALF_RATE, "first third but block 2"),
+    (*HALF_RATE, "swap but of blocks 1 and 2"),
+    ("half_rate_moe", "n_expert=64", "n_expert=0", "growth"),
+    (*TWICE_16, "first third"),
+    ("rates", *(f"n_layer=16,learning_rate={rate}" for rate in (0.004, 0.002)), "first third"),
+    ("moe", "n_expert=4", "n_expert=0", "last third but the last block"),
+    ("moe", "n_expert=16", "n_expert=0", "last third but the last block"),
+    ("gqa", "n_kv_head=1", "n_kv_head=4", "first third but block 2"),
     ("recipe", "5-moe", "1-deep", "growth"),
     ("half_rate_moe", "n_expert=64 at 0.002", "n_expert=64", "first third"),
     ("half_rate_moe", "n_expert=64 at 0.002", "n_expert=64", "causal without block 1"),

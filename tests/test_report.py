@@ -223,6 +223,14 @@ def test_a_single_run_of_a_minute_and_one_seed():
     assert "±" not in text
 
 
+def test_runs_that_read_a_tenth_of_blimp_beside_others_are_told():
+    runs = [made_up_run(1, 0.001, seed, 20) for seed in (0, 0, 0)]
+    assert "BLiMP" not in " ".join(sentences(sweep_of(runs)))
+    for run, pairs in zip(runs, (67000, 6700, 6700), strict=True):
+        run.analysis["blimp"] = {"pairs": pairs}
+    assert "BLiMP is on 6700 and 67000 pairs." in sentences(sweep_of(runs))
+
+
 def test_less_than_half_a_minute_is_less_than_a_minute():
     assert sentences(sweep_of([made_up_run(1, 0.001, 0, 20)]))[-1] == (
         "Training took less than a minute."
@@ -298,6 +306,8 @@ def test_the_plain_model_that_others_stand_beside_is_as_deep_and_half_the_rate_i
     assert math.exp(beside["n_expert=64"]["worth, early"].effect) == pytest.approx(2)
     sweeps["half_rate_moe"] = swept("n_expert", 0, 64, n_layer=7)
     assert list(report.beside_plain(sweeps)[1]) == ["n_expert=64", "half the rate"]
+    del sweeps["half_rate_moe"].points["n_expert=0"]
+    assert list(report.beside_plain(sweeps)[1]) == ["n_expert=64"]
     assert report.beside_plain({"moe": sweeps["moe"]}) == ("", {})
     assert report.beside_plain({"depth": sweeps["depth"]}) == ("", {})
     too_deep = swept("n_expert", 0, 64, n_layer=9)
