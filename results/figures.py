@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from PIL import Image  # which matplotlib stands on
+from PIL import Image, ImageChops  # which matplotlib stands on
 
 from data.files import replacing
 from results.claims import (
@@ -78,7 +78,10 @@ LONG_LABEL = 20  # characters: of longer ones, three stand in a legend's row and
 SLANTED = {"rotation": 40, "ha": "right"}  # long labels of an axis
 WIDTH = 9.5  # inches, of most figures
 DOTS_PER_INCH = 88  # of that width 836, as many as a page on GitHub shows
-PNG_COLOURS = 128
+HEIGHT = 3.0  # inches, of a row of panels, two in each
+PNG_COLOURS = (32, 64, 128)  # at most
+SQUARE = 8  # dots: of so large an area the eye sees the shade
+SAME_SHADE = 6  # of 255: no difference is seen
 
 
 # Styles: one colour, dark to light so that greyscale keeps the order, and one marker -------------
@@ -410,7 +413,7 @@ def line_figure(points, panels, legend=None):
     instead of what shown_of says of seeds."""
     shown = legible(points)
     n_rows = (len(panels) + 1) // 2
-    size = (WIDTH, 3.4 * n_rows + height_of_legend(shown) + 0.1)
+    size = (WIDTH, HEIGHT * n_rows + height_of_legend(shown) + 0.1)
     figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
         draw_lines(axis, shown, panel)
@@ -1184,12 +1187,27 @@ def draw_speeds(axis, curve, rows, style):
 
 
 def save_figure(figure, path):
-    """As PNG of few colours, which cover all that there are evenly, and are then drawn to the most
-    frequent: a quarter of the bytes, and nothing that the eye would miss."""
+    """As PNG of few colours: a quarter of the bytes, and nothing that the eye would miss."""
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=DOTS_PER_INCH)
     plt.close(figure)
     all_colours = Image.open(picture).convert("RGB")
-    few_colours = all_colours.quantize(PNG_COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1)
     with replacing(path) as temporary:
-        few_colours.save(temporary, format="png", optimize=True)
+        in_few_colours(all_colours).save(temporary, format="png", optimize=True)
+
+
+def in_few_colours(picture):
+    """The picture in the fewest of PNG_COLOURS that leave the shade of its areas as it is. The
+    colours cover all that there are evenly, and are then drawn to the most frequent; single dots,
+    at the edge of a line, may be off."""
+    for n_colours in PNG_COLOURS:
+        few = picture.quantize(n_colours, Image.Quantize.MAXCOVERAGE, kmeans=1)
+        if largest_difference(few.convert("RGB"), picture) <= SAME_SHADE:
+            break
+    return few
+
+
+def largest_difference(one, other):
+    """Of two pictures' mean red, green and blue over squares of SQUARE dots."""
+    difference = ImageChops.difference(one.reduce(SQUARE), other.reduce(SQUARE))
+    return max(highest for _, highest in difference.getextrema())

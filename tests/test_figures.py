@@ -6,6 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from results import figures
 from results.claims import CLAIMS, EXPERIMENT, METRICS, Verdict, entry
@@ -691,6 +692,41 @@ def test_saved_figures_are_small_and_whole(tmp_path, axis):
     assert picture.std() > 0.01
     assert (tmp_path / "line.png").stat().st_size < 20_000
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def patches(n_shades):
+    """A picture of 16 by 16 patches, 8 dots wide, of so many shades."""
+    rng = np.random.default_rng(0)
+    shades = rng.integers(120, 256, (n_shades, 3), dtype=np.uint8)
+    which = np.arange(16 * 16).reshape(16, 16) % n_shades
+    return Image.fromarray(shades[which].repeat(8, axis=0).repeat(8, axis=1))
+
+
+@pytest.mark.parametrize("n_shades", [2, 30, 90, 120])
+def test_areas_keep_their_shades(n_shades):
+    picture = patches(n_shades)
+    few = figures.in_few_colours(picture)
+    off = np.array(few.convert("RGB"), dtype=int) - np.array(picture, dtype=int)
+    areas = off.reshape(16, 8, 16, 8, 3).mean(axis=(1, 3))
+    assert abs(areas).max() <= 6
+
+
+def test_where_32_colours_show_no_difference_there_are_no_more():
+    few = figures.in_few_colours(Image.linear_gradient("L").convert("RGB"))  # 256 greys
+    assert len(few.getcolors()) <= 32
+
+
+def test_a_faint_band_among_lines_of_many_colours_keeps_its_hue(tmp_path, axis):
+    """As of one point among several: 32 colours alone would turn it grey."""
+    for place in np.linspace(0, 1, 60):
+        axis.plot([0, 1], [place, 1 - place], color=plt.get_cmap("hsv")(place), linewidth=4)
+    axis.fill_between([0, 1], 2, 3, color="tab:blue", alpha=0.25, linewidth=0)
+    save_figure(axis.figure, tmp_path / "bands.png")
+    picture = Image.open(tmp_path / "bands.png")
+    assert len(picture.getcolors()) > 32
+    wanted = 255 - 0.25 * (255 - 255 * np.array(matplotlib.colors.to_rgb("tab:blue")))
+    middle = picture.convert("RGB").getpixel((280, 100))
+    assert abs(middle - wanted).max() <= 6
 
 
 # Older runs --------------------------------------------------------------------------------------
