@@ -225,7 +225,8 @@ def growth_since_block_1(run):
 
 
 def update_angles(run):
-    return np.pi * np.diagonal(run.analysis["angular_distance"], offset=1)
+    distance = entry("angular_distance")(run)
+    return None if distance is None else np.pi * np.diagonal(distance, offset=1)
 
 
 def of_block(title, ylabel, curve, **options):

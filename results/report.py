@@ -31,6 +31,7 @@ from results.claims import (
 from results.contrasts import ALONG, MEASURES, answers, set_against
 from results.figures import (
     LINES,
+    MATRICES,
     POINT_METRICS,
     changes_figure,
     contrasts_figure,
@@ -103,7 +104,8 @@ def draw_figures(points):
     for name, panels in LINES.items():
         if panels := drawable(panels, points):
             figures[name] = line_figure(points, panels)
-    figures["matrices"] = matrix_figure(points)
+    if all(matrix.key in run.analysis for run in runs for matrix in MATRICES):
+        figures["matrices"] = matrix_figure(points)
     if any(run.rung is not None for run in runs):
         figures["ladder"] = ladder_figure(points)
     return figures

@@ -418,16 +418,17 @@ def checked(run, source):
 # In older files a run's line is an object of its own entries, or all of the file a list of runs.
 
 
-def publish_runs(runs, path):
+def publish_runs(runs, path, with_matrices=True):
     """One JSON file of a sweep's runs: DIGITS of each measured number (a config's all, fewer of
     those in FEWER_DIGITS), of the log the stream's variances, but not the branches', and what is in
     OF_FIRST_RUNS of each point's first scored run. Left out are what completed added, as it follows
-    from the rest, and which weights and code the scores follow from, as no weights come with it."""
+    from the rest, and which weights and code the scores follow from, as no weights come with it;
+    and, without matrices, these."""
     firsts = {}
     for run in runs:
         if run.analysis is not None:
             firsts.setdefault(run.point, run.name)
-    runs = [packed(run, is_first=firsts.get(run.point) == run.name) for run in runs]
+    runs = [packed(run, firsts.get(run.point) == run.name, with_matrices) for run in runs]
     shared = shared_by(runs) if len(runs) > 1 else {}
     own = [by_keys(without(shared, run)) for run in runs]
     names = sorted({keys for entries in own for keys in entries})
@@ -507,7 +508,7 @@ def refuse_fields(fields, path, number, is_older):
         raise BadInput(f"{source}: {min(unknown)} is no part of a run ({', '.join(PUBLISHED)})")
 
 
-def packed(run, is_first):
+def packed(run, is_first, with_matrices):
     """What a published file says of a run; is_first: with what is in OF_FIRST_RUNS."""
     fields = asdict(run)
     for part, name in fields.pop("added"):
@@ -525,7 +526,9 @@ def packed(run, is_first):
     for name in FEWER_DIGITS.keys() & analysis.keys():
         analysis[name] = rounded_lists(analysis[name], FEWER_DIGITS[name])
     for name in SYMMETRIC.keys() & analysis.keys():
-        analysis[name] = above_diagonal(analysis[name], SYMMETRIC[name])
+        matrix = analysis.pop(name)
+        if with_matrices:
+            analysis[name] = above_diagonal(matrix, SYMMETRIC[name])
     if paradigms := analysis.get("blimp", {}).get("paradigms"):
         columns = {"name": list(paradigms), "accuracy": list(paradigms.values())}
         analysis["blimp"]["paradigms"] = columns

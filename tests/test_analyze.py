@@ -1136,6 +1136,22 @@ def test_published_files_cannot_be_scored(project, refused, option):
     assert message.count(option[0]) == 1 and "name their folder" in message
 
 
+def test_a_sweep_is_published_without_matrices_where_that_is_asked_for(trained, tmp_path):
+    sweep, _ = trained
+    options = ["--publish", str(tmp_path), "--without_matrices"]
+    analyze.main([str(sweep), "--sequences", "2", *options])
+    text = (tmp_path / "small.json").read_text(encoding="utf-8")
+    assert "_matrix" not in text and "angular_distance" not in text and "prune_ratios" in text
+    report = (tmp_path / "small/report.md").read_text(encoding="utf-8")
+    assert "(pruning.png)" in report and "(matrices.png)" not in report
+    assert not (tmp_path / "small/matrices.png").exists()
+
+
+def test_only_what_is_published_can_lack_matrices(trained, refused):
+    message = refused(analyze.main, [trained[0], "--without_matrices"])
+    assert "--without_matrices" in message and "--publish" in message
+
+
 def test_runs_that_were_not_finished_are_named(trained, capsys):
     sweep, run = trained
     shutil.copytree(run, sweep / "other")

@@ -260,6 +260,20 @@ def test_what_scores_follow_from_is_not_published_as_no_weights_are(tmp_path):
     assert originals[0].analysis["scored_from"]  # what was published is left as it was
 
 
+def test_without_matrices_all_else_is_the_same(tmp_path):
+    matrices = ("causal_matrix", "permutation_matrix", "angular_distance")
+    publish_runs(drawn_sweep("unlike"), tmp_path / "whole.json")
+    publish_runs(drawn_sweep("unlike"), tmp_path / "less.json", with_matrices=False)
+    whole, less = (read_runs(tmp_path / f"{name}.json") for name in ("whole", "less"))
+    for one, other in zip(whole, less, strict=True):
+        for name in (*matrices, "updates"):  # these are of the angles
+            assert other.analysis is None or name not in other.analysis
+            (one.analysis or {}).pop(name, None)
+    assert whole == less
+    publish_runs(less, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "less.json").read_bytes()
+
+
 def test_restored_runs_are_finished_folders(tmp_path):
     publish_runs(measured_runs(), tmp_path / "sweep.json")
     restore_runs(tmp_path / "sweep.json", tmp_path / "out")
