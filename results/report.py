@@ -58,6 +58,12 @@ WORDS = {  # option: what a figure's rows call it, in their order
     "rung": "recipe, rung",
     "n_layer": "blocks",
 }
+AT_ANOTHER_RATE = (  # sweeps that ask whether another's answers hold there: of fewer figures
+    "half_rate_context",
+    "half_rate_moe",
+    "half_rate_weight_decay",
+    "remedies_double_rate",
+)
 LAST_PLACE = 7  # behind the point; smaller numbers stand with an exponent
 
 
@@ -89,7 +95,7 @@ def report_sweep(runs, folder):
         )
     folder.mkdir(parents=True, exist_ok=True)
     found = answers(folder.name, sweep.points, sweep.diverged)
-    figures = {**draw_contrasts(folder.name, found), **draw_figures(sweep.points)}
+    figures = {**draw_contrasts(folder.name, found), **draw_figures(folder.name, sweep.points)}
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     write_text(folder / "report.md", report_text(folder.name, sweep, figures, found))
@@ -97,13 +103,16 @@ def report_sweep(runs, folder):
     return sweep
 
 
-def draw_figures(points):
-    """{file name: figure}, in the order of the report."""
+def draw_figures(name, points):
+    """{file name: figure} of a sweep's name and its points, in the order of the report. At another
+    rate: what points come to, and what their blocks are worth."""
     runs = [run for runs in points.values() for run in runs]
-    figures = {name: point_figure(points, of) for name, of in POINT_METRICS.items()}
-    for name, panels in LINES.items():
+    figures = {file: point_figure(points, metrics) for file, metrics in POINT_METRICS.items()}
+    if name in AT_ANOTHER_RATE:
+        return figures | {"pruning": line_figure(points, LINES["pruning"])}
+    for file, panels in LINES.items():
         if panels := drawable(panels, points):
-            figures[name] = line_figure(points, panels)
+            figures[file] = line_figure(points, panels)
     if all(matrix.key in run.analysis for run in runs for matrix in MATRICES):
         figures["matrices"] = matrix_figure(points)
     if any(run.rung is not None for run in runs):

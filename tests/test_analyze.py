@@ -804,7 +804,9 @@ def test_deep_models_are_swapped_in_fewer_sequences_which_analysis_says(monkeypa
 @pytest.fixture
 def trained(project, monkeypatch):
     """The folder of a sweep of one run of two blocks on the tiny dataset, and the run's."""
-    monkeypatch.setattr("results.report.draw_figures", lambda points: {})  # which take a while
+    monkeypatch.setattr(
+        "results.report.draw_figures", lambda name, points: {}
+    )  # which take a while
     few = "n_layer = 2\nmax_iters = 2\nwarmup_iters = 0\neval_tokens = 64\n"
     config = project / "small.toml"
     config.write_text(few + SMALL_OPTIONS, encoding="utf-8")

@@ -4,9 +4,11 @@ import math
 import re
 from dataclasses import asdict
 
+import matplotlib.pyplot as plt
 import pytest
 
 import analyze
+from conftest import REPOSITORY
 from model import GPTConfig
 from results import report
 from results.claims import CLAIMS, Ends, Family, Verdict
@@ -20,7 +22,7 @@ from results.report import (
     sweep_of,
     with_interval,
 )
-from results.runs import Run
+from results.runs import Run, read_runs
 from results.scores import derived
 
 # A control: depths times rates, two seeds, of which one diverged ---------------------------------
@@ -227,6 +229,16 @@ def test_less_than_half_a_minute_is_less_than_a_minute():
     assert sentences(sweep_of([made_up_run(1, 0.001, 0, 20)]))[-1] == (
         "Training took less than a minute."
     )
+
+
+def test_at_another_rate_figures_are_few():
+    points = sweep_of(read_runs(REPOSITORY / "results/wide_moe.json")).points
+    few, all_there_are = (report.draw_figures(name, points) for name in ("half_rate_moe", "moe"))
+    assert list(few) == ["points", "companions", "pruning"]
+    assert few.keys() < all_there_are.keys() and "matrices" in all_there_are
+    for name in report.AT_ANOTHER_RATE:
+        assert (REPOSITORY / "configs" / f"{name}.toml").exists()
+    plt.close("all")
 
 
 def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_path, monkeypatch):
