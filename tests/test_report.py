@@ -241,6 +241,22 @@ def test_at_another_rate_figures_are_few():
     plt.close("all")
 
 
+def test_runs_without_matrices_have_all_other_figures_and_columns():
+    sweep = sweep_of(read_runs(REPOSITORY / "results/wide_moe.json"))
+    whole = report.draw_figures("wide_moe", sweep.points)
+    plt.close("all")
+    for each in [run for runs in sweep.points.values() for run in runs]:
+        for name in ("causal_matrix", "permutation_matrix", "angular_distance"):
+            del each.analysis[name]
+    figures = report.draw_figures("wide_moe", sweep.points)
+    assert whole.keys() - figures.keys() == {"matrices"}
+    titles = [axis.get_title() for axis in figures["scale_free"].axes if axis.axison]
+    assert len(titles) == 7 and "angle by which a block turns the stream" not in titles
+    text = report_text("wide_moe", sweep, figures, found=[])
+    assert "causal without block 1" not in text and "| Jacobian deviation |" in text
+    plt.close("all")
+
+
 def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "verdicts_figure", lambda panels: panels[""])
     monkeypatch.setattr(report, "changes_figure", lambda ends: ends)
