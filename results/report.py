@@ -283,8 +283,11 @@ def companion_tables(points):
     marked = {point + EPS_MARK * any(map(eps_counts, of)): of for point, of in points.items()}
     runs = [run for of_point in points.values() for run in of_point]
     lines = []
-    tables = {about_block_1(points): WITHOUT_BLOCK_1, about_places(points): BY_PLACE}
-    for title, columns in {**COMPANIONS, **tables}.items():
+    tables = dict(COMPANIONS)
+    if max(run.config["n_layer"] for run in runs) > 2:  # else there is no pair of other blocks
+        tables[about_block_1(points)] = WITHOUT_BLOCK_1
+    tables[about_places(points)] = BY_PLACE
+    for title, columns in tables.items():
         there = {
             name: metric
             for name, metric in columns.items()

@@ -231,6 +231,17 @@ def test_less_than_half_a_minute_is_less_than_a_minute():
     )
 
 
+@pytest.mark.parametrize("L, is_there", [(1, False), (2, False), (3, True)])
+def test_what_is_left_without_block_1_is_said_where_two_blocks_are_left(L, is_there):
+    runs = [run for run in read_runs(REPOSITORY / "results/demo.json") if run.point == "n_layer=2"]
+    for each in runs:
+        each.config["n_layer"] = L
+        each.analysis["jacobian"]["deviation"] = [0.5] * L
+    text = "\n".join(report.companion_tables({"a": runs}))
+    assert ("Without block 1" in text) == is_there
+    assert "What a block is worth, by place" in text
+
+
 def test_at_another_rate_figures_are_few():
     points = sweep_of(read_runs(REPOSITORY / "results/wide_moe.json")).points
     few, all_there_are = (report.draw_figures(name, points) for name in ("half_rate_moe", "moe"))
