@@ -68,7 +68,7 @@ BELOW_ZERO = 0.04  # of its height: room for the lower half of a mark at 0
 PAPERS_THRESHOLD = 0.1  # of a useful block's growth of the loss
 THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).tolist()]
 SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below is drawn there
-SMALLEST_VARIANCE = 1e-300
+SMALLEST_VARIANCE = 1e-200  # beside the largest, 1e50, still a number
 FEW = 8  # lines at most that colour and marker alone tell apart
 SOME = 6  # of more lines than that, and columns of matrices
 TITLE_SIZE = 10
@@ -147,9 +147,19 @@ def depth_alone(options):
     return options["n_layer"] if list(options) == ["n_layer"] else None
 
 
+def has_positive(axis, which):
+    """Is anything drawn that a logarithmic axis, "x" or "y", can show?"""
+    return math.isfinite(getattr(axis.dataLim, f"minpos{which}"))
+
+
 def logarithmic(axis, which):
     """A logarithmic scale for "x" or "y" whose few labels are plain numbers, also over less than
-    a decade."""
+    a decade. Where nothing is positive, it stays linear."""
+    if not has_positive(axis, which):
+        return
+    low, high = getattr(axis.dataLim, f"interval{which}")
+    if high - low <= ROUNDING * high:  # one value, which matplotlib would take for a range
+        axis.set(**{f"{which}lim": (low / 2, 2 * high)})
     axis.set(**{f"{which}scale": "log"})
     low, high = getattr(axis, f"get_{which}lim")()
     if high < 4 * low:
@@ -216,7 +226,13 @@ def variance_after_training(run):
 def over_predicted(run, variance):
     """None where scores were taken at another length than the theory speaks of."""
     predicted = run.analysis.get("predicted_variance")
-    return np.divide(variance, predicted) if predicted else None
+    return over(variance, predicted) if predicted else None
+
+
+def over(variance, others):
+    """Variances over others; nan where these are 0."""
+    others = np.array(others)
+    return np.divide(variance, np.where(others > SMALLEST_VARIANCE, others, np.nan))
 
 
 def growth_since_block_1(run):
@@ -250,7 +266,7 @@ def without_first_over_mean(run):
 def over_mean(run, kind):
     """The stream's variance of another kind over its mean over tokens."""
     variance = run.analysis["variance"]
-    return np.divide(variance[kind], variance["residual"]) if kind in variance else None
+    return over(variance[kind], variance["residual"]) if kind in variance else None
 
 
 def of_removed(title, order):
@@ -482,11 +498,13 @@ def draw_lines(axis, points, panel, style_of=None):
         draw_line(axis, point, points[point], panel, style)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axis.set_title(panel.title + RING_SAYS * has_rings(points, panel), fontsize=TITLE_SIZE)
-    axis.set_yscale("log" if panel.log else "linear")
-    keep_lines_in_sight(axis, panel.log)
-    draw_limits(axis, points, panel)
-    if panel.log:
+    log = panel.log and has_positive(axis, "y")
+    if log:
         logarithmic(axis, "y")
+    keep_lines_in_sight(axis, log)
+    draw_limits(axis, points, panel)
+    if log:
+        logarithmic(axis, "y")  # of these limits
     if panel.ylim:
         axis.set_ylim(panel.ylim)
     if panel.log_x:
@@ -503,7 +521,7 @@ def has_rings(points, panel):
 def keep_lines_in_sight(axis, log):
     """Bands of two seeds may be many times as high as the lines that they belong to; they are cut
     off at MARGIN_OF_BANDS of the lines' height above and below these."""
-    into, back = (np.log, np.exp) if log else (np.array, np.array)
+    into, back = (log_of_positive, np.exp) if log else (np.array, np.array)
     heights = into(np.concatenate([line.get_ydata() for line in axis.lines]))
     heights = heights[np.isfinite(heights)]
     if not len(heights) or heights.min() == heights.max():
@@ -533,9 +551,10 @@ def draw_limits(axis, points, panel):
 
 
 def draw_line(axis, point, runs, panel, style):
-    """A point's curve: mean over its runs, with the interval as a band where there are several."""
-    into, back = (np.log, np.exp) if panel.log else (np.array, np.array)
-    table = into([panel.curve(run) for run in runs])  # (n_seeds, places)
+    """A point's curve: mean over its runs, with the interval as a band where there are several. On
+    a logarithmic axis it has gaps where a seed's number is not positive."""
+    into, back = (log_of_positive, np.exp) if panel.log else (np.array, np.array)
+    table = into(np.array([panel.curve(run) for run in runs], dtype=float))  # (n_seeds, places)
     mean, half = np.array([interval(column) for column in table.T]).T
     x = panel.x(runs[0]) if panel.x else np.arange(len(mean)) + panel.first
     sparse = max(1, len(mean) // 8)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import REPOSITORY
 from results import figures
 from results.claims import CLAIMS, EXPERIMENT, METRICS, Verdict, entry
 from results.contrasts import ALONG
@@ -32,7 +33,9 @@ from results.figures import (
     styles,
     verdicts_figure,
 )
-from results.runs import Run
+from results.report import draw_figures, sweep_of
+from results.runs import Run, read_runs
+from results.scores import derived
 from results.verdicts import Contrast
 
 
@@ -255,6 +258,78 @@ def test_one_seed_is_a_line_without_a_band_and_the_legend_says_so(n_seeds):
     said = figure.legends[0].get_title().get_text()
     assert said == ("one seed" if n_seeds == 1 else "means over seeds, with 95 % intervals")
     plt.close(figure)
+
+
+# Values that are nothing --------------------------------------------------------------------------
+
+
+def nothing(values):
+    """As many zeros, in lists and dicts of the same shape."""
+    if isinstance(values, dict):
+        return {name: nothing(of_name) for name, of_name in values.items()}
+    return [nothing(each) for each in values] if isinstance(values, list) else 0.0
+
+
+def without_a_stream(each):
+    """The run as if weights were zero: no block adds anything to nothing."""
+    zero = ("variance", "size", "cosine", "jacobian", "causal_matrix", "permutation_matrix")
+    zero += ("angular_distance", "block_influence", "logit_lens", "predicted_variance")
+    zero += ("causal", "permutation", "cumulative", "usefulness", "n_eff_share")
+    each.analysis |= {name: nothing(each.analysis[name]) for name in zero}
+    each.analysis["prune_ratios"] = [1.0] * each.config["n_layer"]
+    each.analysis["linear_ratios"] = {
+        maps: [1.0] * each.config["n_layer"] for maps in ("held_out", "same", "transposed")
+    }
+    each.analysis |= derived(each.analysis)
+    for line in each.log:
+        line["variance"] = nothing(line["variance"])
+    each.summary["last_layer_variance"] = 0.0
+
+
+def published(*numbers):
+    """{point: runs} of results/wide_moe.json, two points of three seeds, of which those of these
+    numbers have no stream."""
+    runs = read_runs(REPOSITORY / "results/wide_moe.json")
+    for number in numbers:
+        without_a_stream(runs[number])
+    return sweep_of(runs).points
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("numbers", [range(4), range(6)], ids=["a point and a seed", "all"])
+def test_what_is_nothing_is_drawn_without_a_warning(numbers):
+    for figure in draw_figures("wide_moe", published(*numbers)).values():
+        figure.draw_without_rendering()
+        plt.close(figure)
+
+
+def test_a_line_has_a_gap_where_a_seed_is_nothing(axis):
+    points = {"n_layer=3": [run(seed=seed, n_layer=3) for seed in range(2)]}
+    for each, losses in zip(points["n_layer=3"], ([1.0, 0.0, 4.0], [1.0, 2.0, 1.0]), strict=True):
+        each.analysis = {"losses": losses}
+    draw_lines(axis, points, of_block("", "", entry("losses")))
+    assert axis.lines[0].get_ydata() == pytest.approx([1, math.nan, 2], nan_ok=True)
+    assert axis.get_yscale() == "log"
+
+
+def test_where_all_is_nothing_the_axis_is_linear(axis):
+    points = {"n_layer=2": [run(n_layer=2)]}
+    points["n_layer=2"][0].analysis = {"losses": [0.0, 0.0]}
+    draw_lines(axis, points, of_block("", "", entry("losses")))
+    assert axis.get_yscale() == "linear"
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_value_but_for_rounding_is_drawn_as_one(axis):
+    """As geometric means of equal numbers of seeds of other numbers are."""
+    axis.plot([0, 1], [1e12, 1e12 * (1 + 1e-14)])
+    logarithmic(axis, "y")
+    low, high = axis.get_ylim()
+    assert low == pytest.approx(5e11) and high == pytest.approx(2e12)
+
+
+def test_a_variance_over_nothing_is_none():
+    assert figures.over([1.0, 0.0], [2.0, 0.0]) == pytest.approx([0.5, math.nan], nan_ok=True)
 
 
 # Lines across a panel ----------------------------------------------------------------------------
