@@ -1125,7 +1125,7 @@ def theory_figure(cases):
     """Variance at initialisation along the blocks, a panel for each case: {name: {"predicted",
     "simulated", "standard_error"}}, a number for each of h_0 .. h_L."""
     n_rows = math.ceil(len(cases) / 4)
-    size = (12, 2.6 * n_rows)
+    size = (WIDTH, 2.2 * n_rows)
     figure, axes = plt.subplots(
         n_rows, 4, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
@@ -1136,12 +1136,14 @@ def theory_figure(cases):
         marks = {"fmt": "o", "markersize": 4, "color": "tab:orange", "label": "simulated"}
         axis.plot(case["predicted"], color="black", label="predicted")
         axis.errorbar(places, mean, 2 * error, **marks)
-        axis.set(title=name, yscale="log")
-    for axis in axes.flat[len(cases) :]:
-        axis.axis("off")
-    axes.flat[len(cases) - 1].legend()
-    figure.supxlabel("block")
-    figure.supylabel("variance of the residual stream at initialisation")
+        axis.set_yscale("log")
+        axis.set_title(name, fontsize=TITLE_SIZE)
+    for i in range(len(cases), axes.size):
+        axes.flat[i].axis("off")
+        axes.flat[i - 4].tick_params(labelbottom=True)  # of the panel above, now the lowest
+    axes.flat[len(cases) - 1].legend(fontsize=SMALL)
+    figure.supxlabel("block", fontsize=TITLE_SIZE)
+    figure.supylabel("variance of the residual stream at initialisation", fontsize=TITLE_SIZE)
     return figure
 
 
@@ -1152,7 +1154,7 @@ def masks_figure(patterns, depths):
     """Growth of the variance at initialisation, var(h_l) / var(h_0), against mask density, a panel
     for each depth l. patterns {name: rows}, a row for each mask: {"density", "predicted": [l],
     "growth": [l][seed]}."""
-    size = (12, 3.8)
+    size = (WIDTH, 3.4)
     figure, axes = plt.subplots(1, len(depths), figsize=size, layout="constrained")
     for axis, layer in zip(axes, depths, strict=True):
         for (name, rows), place, marker in zip(
@@ -1163,11 +1165,13 @@ def masks_figure(patterns, depths):
             style = {"color": shade(place), "marker": marker, "linestyle": "", "label": name}
             axis.plot(density, [row["predicted"][layer] for row in rows], color=shade(place))
             axis.errorbar(density, means, halves, capsize=3, **style)
-        axis.set(title=f"after {layer} block{'s' * (layer > 1)}", xlabel="mask density")
+        axis.set_xlabel("mask density")
+        axis.set_title(f"after {layer} block{'s' * (layer > 1)}", fontsize=TITLE_SIZE)
         logarithmic(axis, "x")
         logarithmic(axis, "y")
     axes[0].set_ylabel("var(h_l) / var(h_0) at initialisation")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, ncols=len(patterns), **LEGEND_BELOW)
     return figure
 
 
@@ -1178,20 +1182,21 @@ SPEED_TICKS = (0.25, 0.5, 1, 2, 4, 8)  # million tokens per second
 def scaling_figure(measured):
     """Speed of the training step, {panel: {curve: {x: row of bench.py}}}, both axes
     logarithmic; bars from the slowest window to the fastest."""
-    figure, axes = plt.subplots(1, len(measured), figsize=(12, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, len(measured), figsize=(WIDTH, 3.4), layout="constrained")
     for axis, (panel, curves) in zip(axes, measured.items(), strict=True):
         for (curve, rows), place, marker in zip(
             curves.items(), CURVE_SHADES, MARKERS, strict=False
         ):
             draw_speeds(axis, curve, rows, {"color": shade(place), "marker": marker})
         x = [int(value) for value in next(iter(curves.values()))]
-        axis.set(xscale="log", yscale="log", xlabel=panel, title=f"speed against {panel}")
-        axis.set(xticks=x, xticklabels=x)
+        axis.set(xscale="log", yscale="log", xlabel=panel)
+        axis.set_title(f"speed against {panel}", fontsize=TITLE_SIZE)
+        axis.set_xticks(x, x, fontsize=SMALL)
         axis.minorticks_off()
         axis.set(yticks=SPEED_TICKS, yticklabels=SPEED_TICKS, ylim=(0.2, 8.5))
         axis.grid(alpha=0.3)
         if len(curves) > 1:
-            axis.legend(loc="lower left")
+            axis.legend(loc="lower left", fontsize=SMALL)
     axes[0].set_ylabel("million tokens per second")
     return figure
 

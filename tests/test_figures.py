@@ -24,13 +24,16 @@ from results.figures import (
     ladder_figure,
     line_figure,
     logarithmic,
+    masks_figure,
     matrix_figure,
     means_and_bars,
     of_block,
     point_figure,
     point_styles,
     save_figure,
+    scaling_figure,
     styles,
+    theory_figure,
     verdicts_figure,
 )
 from results.report import draw_figures, sweep_of
@@ -625,6 +628,26 @@ def test_a_single_change_is_shown_whole_however_wide():
     plt.close(figure)
 
 
+CASES = {
+    name: {of: [1.0, 2.0] for of in ("predicted", "simulated", "standard_error")}
+    for name in "abcde"
+}
+MASKS = [
+    {"density": density, "predicted": [1.0, 2.0], "growth": [[1.0, 1.1], [2.0, 2.2]]}
+    for density in (0.5, 1.0)
+]
+SPEED = {"tokens_per_second": 2e6, "slowest": 1.9e6, "fastest": 2.1e6}
+SPEEDS = {panel: {"dense": {"4": SPEED, "8": SPEED}} for panel in ("blocks", "context", "experts")}
+
+
+def test_every_column_of_theory_has_its_numbers_below():
+    figure = theory_figure(CASES)  # five in rows of four
+    drawn = [axis for axis in figure.axes if axis.axison]
+    labelled = [axis.xaxis.get_tick_params()["labelbottom"] for axis in drawn]
+    assert labelled == [False, True, True, True, True]
+    plt.close(figure)
+
+
 def test_what_a_page_shows_is_drawn_no_wider_than_the_page():
     points = depths(4, 8)
     for (each,) in points.values():
@@ -633,6 +656,9 @@ def test_what_a_page_shows_is_drawn_no_wider_than_the_page():
         point_figure(points, {"perplexity": METRICS["perplexity"]}),
         changes_figure({"depth": NO_CHANGE}),
         contrasts_figure(ALONG["tokens"], [1, 2], ["a", "b"], [NO_CHANGE] * 2),
+        theory_figure(CASES),
+        masks_figure({"window": MASKS, "strided": MASKS}, [0, 1]),
+        scaling_figure(SPEEDS),
     ]
     for figure in drawn:
         assert figure.get_size_inches()[0] * figures.DOTS_PER_INCH <= 836
