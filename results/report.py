@@ -516,12 +516,21 @@ def corrected(verdict, adjusted):
     return verdict.verdict if adjusted < 1 - LEVEL else "undecided"
 
 
+def families_of(of_sweep):
+    """[Family] of {sweep: its Verdicts}."""
+    return families([(name, verdict) for name in of_sweep for verdict in of_sweep[name]])
+
+
 def after_correction(of_sweep):
     """{sweep: its Verdicts}, each as it stands, with its p, after Holm's correction within its
     family."""
-    judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
-    stands = {name: [] for name in of_sweep}
-    for family in families(judged):
+    return as_they_stand(of_sweep, families_of(of_sweep))
+
+
+def as_they_stand(names, found):
+    """The same of sweeps of these names, by their [Family]."""
+    stands = {name: [] for name in names}
+    for family in found:
         rows = zip(family.verdicts, family.adjusted, family.adjusted_apart, strict=True)
         for (name, verdict), adjusted, apart in rows:
             said = corrected(verdict, adjusted)
@@ -662,19 +671,18 @@ def about_n_eff(sweeps, of_sweep):
 def report_all(sweeps, folder):
     """Figures and claims.md, over several sweeps {name: Sweep}, into folder."""
     of_sweep = {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
-    speaking = {name: verdicts for name, verdicts in of_sweep.items() if verdicts}
-    if speaking:
-        panels = {"": labelled(after_correction(speaking))}
+    found = families_of(of_sweep)
+    if speaking := [name for name, verdicts in of_sweep.items() if verdicts]:
+        panels = {"": labelled(as_they_stand(speaking, found))}
         save_figure(verdicts_figure(panels), folder / "verdicts.png")
         ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
         save_figure(changes_figure(changes_of(ends)), folder / "changes.png")
     depths, sparsest = depths_of(sweeps), sparsest_of(sweeps)
     if depths or sparsest:
         save_figure(hero_figure(depths, sparsest), folder / "hero.png")
-    judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     lines = [f"# Claims of {', '.join(sweeps)}, by the rule in results/verdicts.py"]
     lines += ["", f"{WHAT_P_IS} {WHAT_A_STEP_IS}"]
-    for family in families(judged):
+    for family in found:
         if family.verdicts:  # of somebody's own sweeps none may be an experiment
             lines += ["", f"## {family.title}", "", *family_table(family)]
     if said := about_n_eff(sweeps, of_sweep):
