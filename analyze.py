@@ -847,7 +847,7 @@ def analyse_sweep(path, arguments):
     if arguments.publish and any(run.analysis for run in runs):
         target = arguments.publish / name_of(path)
         published = target.with_name(f"{target.name}.json")
-        publish_runs(runs, published)
+        publish_runs(runs, published, with_matrices=not arguments.without_matrices)
         runs = read_runs(published)
     return report_sweep(runs, target)
 
@@ -920,6 +920,8 @@ def main(argv=None):
     add("--blimp", type=Path, help=blimp_help)
     publish_help = "write <sweep>.json, figures and report there, such as results"
     add("--publish", type=Path, help=publish_help)
+    without_help = "publish without the matrices, which fill half the file of a search of rates"
+    add("--without_matrices", action="store_true", help=without_help)
     restore_help = "make run folders there, such as out, of published .json files, and stop"
     add("--restore", type=Path, help=restore_help)
     add("--again", action="store_true", help="score runs that are scored already, too")

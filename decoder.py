@@ -2,7 +2,10 @@
 that each take the stream h (B, T, C) to h, and `read_out`.
 
     model, tokenizer = load_decoder("SmolLM2-135M")
-    logits = model.read_out(run_blocks(model.blocks, model.embed(idx)))
+    h = model.embed(idx)
+    for block in model.blocks:
+        h = block(h)
+    logits = model.read_out(h)
 
 A layer of such a model wants more than h (rotary tables, a mask, positions), and every family calls
 these by other names. No family is known here: the model runs once for each shape (B, T), what its
@@ -163,12 +166,6 @@ class Decoder(nn.Module):
         return self.run(idx), None
 
 
-def run_blocks(blocks, h):
-    for block in blocks:
-        h = block(h)
-    return h
-
-
 def path_of_layers(hf, n_layer):
     """Where the model keeps its layers, such as "model.layers": its first list of so many."""
     for path, module in hf.named_modules():
@@ -193,7 +190,9 @@ def refuse_unlike_itself(model, idx, what):
     for rows in (idx[:1], idx[-1:, : 2 * half].reshape(2, half)):
         own, h = model(rows)[0], model.embed(rows)
         one_stream = h.shape == (*rows.shape, model.config.n_embd)
-        if not one_stream or not alike(own, model.read_out(run_blocks(model.blocks, h))):
+        for block in model.blocks if one_stream else ():
+            h = block(h)
+        if not one_stream or not alike(own, model.read_out(h)):
             raise BadInput(
                 f"{what}: its layers read more than the stream of the layer before, so that scores "
                 "of single blocks would be those of another model; choose another architecture"

@@ -381,7 +381,8 @@ class RecordedStep:
             torch.cuda.current_stream().wait_stream(self.stream)
             return self.result
         if self.n_calls == self.n_warm_up + 1:
-            with torch.cuda.graph(self.graph):
+            # Its own stream, as torch's for this is on the GPU that first recorded anything.
+            with torch.cuda.graph(self.graph, stream=self.stream):
                 self.result = self.run()
         self.graph.replay()
         return self.result

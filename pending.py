@@ -184,7 +184,9 @@ def what_to_name(path):
 
 
 def refuse_options(arguments, sweeps):
-    """Raises BadInput where options ask for what these sweeps cannot have."""
+    """Raises BadInput where options ask for what these sweeps cannot have, or say nothing."""
+    if arguments.without_matrices and not arguments.publish:
+        raise BadInput("--without_matrices is of what --publish writes: give --publish, too")
     if all(path.suffix == ".json" for path in sweeps):
         scoring = ("sequences", "task", "blimp", "again", "old_code")
         if given := [name for name in scoring if getattr(arguments, name)]:

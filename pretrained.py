@@ -34,6 +34,7 @@ from analyze import (
     chunks,
     losses_by_position,
     numbers_per_token,
+    run_blocks,
 )
 from configs.read import TrainConfig
 from data import read
@@ -58,7 +59,6 @@ from decoder import (
     load_tokenizer,
     read_config,
     refuse_unlike_itself,
-    run_blocks,
     save_without,
 )
 from downstream import choice_accuracy, minimal_pairs

@@ -67,9 +67,9 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
     equal tokens are correlated at h_0.
 
     It is c_0 that is averaged over sequences, so that one prediction serves them all. This loses
-    less than a tenth of the sequences' own differences (0.3 % for 96 sequences of books that differ
-    by 5 %); but up to 15 % with topk, which picks equal tokens together. So with topk a few
-    sequences, FEW_SEQUENCES, are followed one by one, too, and give what the mean loses.
+    little beside what the sequences differ by; but it would not with topk, which picks equal tokens
+    together. So with topk a few sequences, FEW_SEQUENCES, are followed one by one, too, and give
+    what the mean loses.
 
     Layer-norm scaling divides a block's inputs, hence its s2, by its number. An embedding norm
     leaves h_0 a variance of 1."""

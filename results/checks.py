@@ -87,9 +87,7 @@ ANALYSIS = {
     },
     "prune_ratios": [RATIO],
     "cumulative": {"last": [NAT], "least": [NAT], "greedy": [NAT]},
-    "causal_matrix": [[CHANGE]],
     "causal": (CHANGE, NONE),
-    "permutation_matrix": [[CHANGE]],
     "permutation": (CHANGE, NONE),
     "linear_ratios": {"held_out": [RATIO], "same": [RATIO], "transposed": [RATIO]},
     "usefulness": {"held_out": SHARE, "same": SHARE, "transposed": SHARE},
@@ -102,7 +100,6 @@ ANALYSIS = {
         "per_token": [SIZE],
     },
     "block_influence": [Number(float, -NEARLY, 2 + NEARLY)],  # 1 - a cosine
-    "angular_distance": [[COMPUTED_SHARE]],
     "logit_lens": [DIVERGENCE],
     "densities": {
         "weight": COMPUTED_SHARE,
@@ -110,6 +107,9 @@ ANALYSIS = {
         "key_value": SHARE,
         "expert": SHARE,
     },
+    # Runs of a file published without matrices lack these.
+    **dict.fromkeys(("causal_matrix", "permutation_matrix"), Maybe([[CHANGE]])),
+    "angular_distance": Maybe([[COMPUTED_SHARE]]),
     # Older runs lack some of these.
     "code": Maybe(LINE),
     "sequences_of": Maybe(
@@ -186,6 +186,7 @@ def refuse_impossible(run, varied, config, source):
     follow = {
         name: (pair_mean(run.analysis[f"{name}_matrix"]), f"{name}_matrix")
         for name in ("causal", "permutation")
+        if f"{name}_matrix" in run.analysis
     }
     check_following(run.analysis, follow, f"{source}, analysis.json")
 
@@ -399,7 +400,7 @@ def same_numbers(one, other):
     if None in (one.analysis, other.analysis):
         return None
     judged = ("prune_ratios", "linear_ratios", "causal_matrix", "variance")
-    same = all(one.analysis[name] == other.analysis[name] for name in judged)
+    same = all(one.analysis.get(name) == other.analysis.get(name) for name in judged)
     return "analysis" if same else None
 
 

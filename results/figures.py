@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from PIL import Image  # which matplotlib stands on
+from PIL import Image, ImageChops  # which matplotlib stands on
 
 from data.files import replacing
 from results.claims import (
@@ -68,7 +68,7 @@ BELOW_ZERO = 0.04  # of its height: room for the lower half of a mark at 0
 PAPERS_THRESHOLD = 0.1  # of a useful block's growth of the loss
 THRESHOLDS = [round(1 + growth, 5) for growth in np.geomspace(0.001, 1, 61).tolist()]
 SMALLEST_GROWTH = 1e-4  # of a loss: whatever is below is drawn there
-SMALLEST_VARIANCE = 1e-300
+SMALLEST_VARIANCE = 1e-200  # beside the largest, 1e50, still a number
 FEW = 8  # lines at most that colour and marker alone tell apart
 SOME = 6  # of more lines than that, and columns of matrices
 TITLE_SIZE = 10
@@ -78,7 +78,10 @@ LONG_LABEL = 20  # characters: of longer ones, three stand in a legend's row and
 SLANTED = {"rotation": 40, "ha": "right"}  # long labels of an axis
 WIDTH = 9.5  # inches, of most figures
 DOTS_PER_INCH = 88  # of that width 836, as many as a page on GitHub shows
-PNG_COLOURS = 128
+HEIGHT = 3.0  # inches, of a row of panels, two in each
+PNG_COLOURS = (32, 64, 128)  # at most
+SQUARE = 8  # dots: of so large an area the eye sees the shade
+SAME_SHADE = 6  # of 255: no difference is seen
 
 
 # Styles: one colour, dark to light so that greyscale keeps the order, and one marker -------------
@@ -144,9 +147,19 @@ def depth_alone(options):
     return options["n_layer"] if list(options) == ["n_layer"] else None
 
 
+def has_positive(axis, which):
+    """Is anything drawn that a logarithmic axis, "x" or "y", can show?"""
+    return math.isfinite(getattr(axis.dataLim, f"minpos{which}"))
+
+
 def logarithmic(axis, which):
     """A logarithmic scale for "x" or "y" whose few labels are plain numbers, also over less than
-    a decade."""
+    a decade. Where nothing is positive, it stays linear."""
+    if not has_positive(axis, which):
+        return
+    low, high = getattr(axis.dataLim, f"interval{which}")
+    if high - low <= ROUNDING * high:  # one value, which matplotlib would take for a range
+        axis.set(**{f"{which}lim": (low / 2, 2 * high)})
     axis.set(**{f"{which}scale": "log"})
     low, high = getattr(axis, f"get_{which}lim")()
     if high < 4 * low:
@@ -213,7 +226,13 @@ def variance_after_training(run):
 def over_predicted(run, variance):
     """None where scores were taken at another length than the theory speaks of."""
     predicted = run.analysis.get("predicted_variance")
-    return np.divide(variance, predicted) if predicted else None
+    return over(variance, predicted) if predicted else None
+
+
+def over(variance, others):
+    """Variances over others; nan where these are 0."""
+    others = np.array(others)
+    return np.divide(variance, np.where(others > SMALLEST_VARIANCE, others, np.nan))
 
 
 def growth_since_block_1(run):
@@ -222,7 +241,8 @@ def growth_since_block_1(run):
 
 
 def update_angles(run):
-    return np.pi * np.diagonal(run.analysis["angular_distance"], offset=1)
+    distance = entry("angular_distance")(run)
+    return None if distance is None else np.pi * np.diagonal(distance, offset=1)
 
 
 def of_block(title, ylabel, curve, **options):
@@ -246,7 +266,7 @@ def without_first_over_mean(run):
 def over_mean(run, kind):
     """The stream's variance of another kind over its mean over tokens."""
     variance = run.analysis["variance"]
-    return np.divide(variance[kind], variance["residual"]) if kind in variance else None
+    return over(variance[kind], variance["residual"]) if kind in variance else None
 
 
 def of_removed(title, order):
@@ -410,7 +430,7 @@ def line_figure(points, panels, legend=None):
     instead of what shown_of says of seeds."""
     shown = legible(points)
     n_rows = (len(panels) + 1) // 2
-    size = (WIDTH, 3.4 * n_rows + height_of_legend(shown) + 0.1)
+    size = (WIDTH, HEIGHT * n_rows + height_of_legend(shown) + 0.1)
     figure, axes = plt.subplots(n_rows, 2, figsize=size, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
         draw_lines(axis, shown, panel)
@@ -477,11 +497,13 @@ def draw_lines(axis, points, panel):
         draw_line(axis, point, points[point], panel, style)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axis.set_title(panel.title + RING_SAYS * has_rings(points, panel), fontsize=TITLE_SIZE)
-    axis.set_yscale("log" if panel.log else "linear")
-    keep_lines_in_sight(axis, panel.log)
-    draw_limits(axis, points, panel)
-    if panel.log:
+    log = panel.log and has_positive(axis, "y")
+    if log:
         logarithmic(axis, "y")
+    keep_lines_in_sight(axis, log)
+    draw_limits(axis, points, panel)
+    if log:
+        logarithmic(axis, "y")  # of these limits
     if panel.ylim:
         axis.set_ylim(panel.ylim)
     if panel.log_x:
@@ -498,7 +520,7 @@ def has_rings(points, panel):
 def keep_lines_in_sight(axis, log):
     """Bands of two seeds may be many times as high as the lines that they belong to; they are cut
     off at MARGIN_OF_BANDS of the lines' height above and below these."""
-    into, back = (np.log, np.exp) if log else (np.array, np.array)
+    into, back = (log_of_positive, np.exp) if log else (np.array, np.array)
     heights = into(np.concatenate([line.get_ydata() for line in axis.lines]))
     heights = heights[np.isfinite(heights)]
     if not len(heights) or heights.min() == heights.max():
@@ -528,9 +550,10 @@ def draw_limits(axis, points, panel):
 
 
 def draw_line(axis, point, runs, panel, style):
-    """A point's curve: mean over its runs, with the interval as a band where there are several."""
-    into, back = (np.log, np.exp) if panel.log else (np.array, np.array)
-    table = into([panel.curve(run) for run in runs])  # (n_seeds, places)
+    """A point's curve: mean over its runs, with the interval as a band where there are several. On
+    a logarithmic axis it has gaps where a seed's number is not positive."""
+    into, back = (log_of_positive, np.exp) if panel.log else (np.array, np.array)
+    table = into(np.array([panel.curve(run) for run in runs], dtype=float))  # (n_seeds, places)
     mean, half = np.array([interval(column) for column in table.T]).T
     x = panel.x(runs[0]) if panel.x else np.arange(len(mean)) + panel.first
     sparse = max(1, len(mean) // 8)
@@ -1091,7 +1114,7 @@ def theory_figure(cases):
     """Variance at initialisation along the blocks, a panel for each case: {name: {"predicted",
     "simulated", "standard_error"}}, a number for each of h_0 .. h_L."""
     n_rows = math.ceil(len(cases) / 4)
-    size = (12, 2.6 * n_rows)
+    size = (WIDTH, 2.2 * n_rows)
     figure, axes = plt.subplots(
         n_rows, 4, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
@@ -1102,12 +1125,14 @@ def theory_figure(cases):
         marks = {"fmt": "o", "markersize": 4, "color": "tab:orange", "label": "simulated"}
         axis.plot(case["predicted"], color="black", label="predicted")
         axis.errorbar(places, mean, 2 * error, **marks)
-        axis.set(title=name, yscale="log")
-    for axis in axes.flat[len(cases) :]:
-        axis.axis("off")
-    axes.flat[len(cases) - 1].legend()
-    figure.supxlabel("block")
-    figure.supylabel("variance of the residual stream at initialisation")
+        axis.set_yscale("log")
+        axis.set_title(name, fontsize=TITLE_SIZE)
+    for i in range(len(cases), axes.size):
+        axes.flat[i].axis("off")
+        axes.flat[i - 4].tick_params(labelbottom=True)  # of the panel above, now the lowest
+    axes.flat[len(cases) - 1].legend(fontsize=SMALL)
+    figure.supxlabel("block", fontsize=TITLE_SIZE)
+    figure.supylabel("variance of the residual stream at initialisation", fontsize=TITLE_SIZE)
     return figure
 
 
@@ -1118,7 +1143,7 @@ def masks_figure(patterns, depths):
     """Growth of the variance at initialisation, var(h_l) / var(h_0), against mask density, a panel
     for each depth l. patterns {name: rows}, a row for each mask: {"density", "predicted": [l],
     "growth": [l][seed]}."""
-    size = (12, 3.8)
+    size = (WIDTH, 3.4)
     figure, axes = plt.subplots(1, len(depths), figsize=size, layout="constrained")
     for axis, layer in zip(axes, depths, strict=True):
         for (name, rows), place, marker in zip(
@@ -1129,11 +1154,13 @@ def masks_figure(patterns, depths):
             style = {"color": shade(place), "marker": marker, "linestyle": "", "label": name}
             axis.plot(density, [row["predicted"][layer] for row in rows], color=shade(place))
             axis.errorbar(density, means, halves, capsize=3, **style)
-        axis.set(title=f"after {layer} block{'s' * (layer > 1)}", xlabel="mask density")
+        axis.set_xlabel("mask density")
+        axis.set_title(f"after {layer} block{'s' * (layer > 1)}", fontsize=TITLE_SIZE)
         logarithmic(axis, "x")
         logarithmic(axis, "y")
     axes[0].set_ylabel("var(h_l) / var(h_0) at initialisation")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, ncols=len(patterns), **LEGEND_BELOW)
     return figure
 
 
@@ -1144,20 +1171,21 @@ SPEED_TICKS = (0.25, 0.5, 1, 2, 4, 8)  # million tokens per second
 def scaling_figure(measured):
     """Speed of the training step, {panel: {curve: {x: row of bench.py}}}, both axes
     logarithmic; bars from the slowest window to the fastest."""
-    figure, axes = plt.subplots(1, len(measured), figsize=(12, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, len(measured), figsize=(WIDTH, 3.4), layout="constrained")
     for axis, (panel, curves) in zip(axes, measured.items(), strict=True):
         for (curve, rows), place, marker in zip(
             curves.items(), CURVE_SHADES, MARKERS, strict=False
         ):
             draw_speeds(axis, curve, rows, {"color": shade(place), "marker": marker})
         x = [int(value) for value in next(iter(curves.values()))]
-        axis.set(xscale="log", yscale="log", xlabel=panel, title=f"speed against {panel}")
-        axis.set(xticks=x, xticklabels=x)
+        axis.set(xscale="log", yscale="log", xlabel=panel)
+        axis.set_title(f"speed against {panel}", fontsize=TITLE_SIZE)
+        axis.set_xticks(x, x, fontsize=SMALL)
         axis.minorticks_off()
         axis.set(yticks=SPEED_TICKS, yticklabels=SPEED_TICKS, ylim=(0.2, 8.5))
         axis.grid(alpha=0.3)
         if len(curves) > 1:
-            axis.legend(loc="lower left")
+            axis.legend(loc="lower left", fontsize=SMALL)
     axes[0].set_ylabel("million tokens per second")
     return figure
 
@@ -1173,12 +1201,27 @@ def draw_speeds(axis, curve, rows, style):
 
 
 def save_figure(figure, path):
-    """As PNG of few colours, which cover all that there are evenly, and are then drawn to the most
-    frequent: a quarter of the bytes, and nothing that the eye would miss."""
+    """As PNG of few colours: a quarter of the bytes, and nothing that the eye would miss."""
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=DOTS_PER_INCH)
     plt.close(figure)
     all_colours = Image.open(picture).convert("RGB")
-    few_colours = all_colours.quantize(PNG_COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1)
     with replacing(path) as temporary:
-        few_colours.save(temporary, format="png", optimize=True)
+        in_few_colours(all_colours).save(temporary, format="png", optimize=True)
+
+
+def in_few_colours(picture):
+    """The picture in the fewest of PNG_COLOURS that leave the shade of its areas as it is. The
+    colours cover all that there are evenly, and are then drawn to the most frequent; single dots,
+    at the edge of a line, may be off."""
+    for n_colours in PNG_COLOURS:
+        few = picture.quantize(n_colours, Image.Quantize.MAXCOVERAGE, kmeans=1)
+        if largest_difference(few.convert("RGB"), picture) <= SAME_SHADE:
+            break
+    return few
+
+
+def largest_difference(one, other):
+    """Of two pictures' mean red, green and blue over squares of SQUARE dots."""
+    difference = ImageChops.difference(one.reduce(SQUARE), other.reduce(SQUARE))
+    return max(highest for _, highest in difference.getextrema())

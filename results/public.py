@@ -372,13 +372,15 @@ def fit_of(variance):
     """(factor a block, r^2 as an exponential, r^2 as a power of l) of the second half's states."""
     l = np.arange(len(variance))[len(variance) // 2 :]
     y = np.log(np.maximum(np.asarray(variance)[l], TINY))
+    if np.ptp(y) == 0:  # as where blocks add nothing: any such curve fits
+        return 1.0, 1.0, 1.0
     squared = [np.corrcoef(x, y)[0, 1] ** 2 for x in (l, np.log(l))]
     return float(np.exp(slope(y))), *map(float, squared)
 
 
 def trend_of(values):
     """By what factor values change from one to the next, by least squares of their logarithms."""
-    return float(np.exp(slope(np.log(values))))
+    return float(np.exp(slope(np.log(np.maximum(values, TINY)))))
 
 
 def about_claims(analysis):
@@ -457,7 +459,7 @@ def about_methods(analysis):
     said = []
     if n_probes := at(analysis, ("jacobian", "probes")):
         errors = at(analysis["standard_errors"], ("jacobian", "deviation"))
-        share = np.median(np.divide(errors, analysis["jacobian"]["deviation"]))
+        share = np.median(np.divide(errors, np.maximum(analysis["jacobian"]["deviation"], TINY)))
         said.append(
             f"The Jacobian's deviation is by {n_probes} random directions, on "
             f"{counted(analysis['jacobian']['sequences'], 'sequence')}; its standard error over "

@@ -31,6 +31,7 @@ from results.claims import (
 from results.contrasts import ALONG, MEASURES, answers, set_against
 from results.figures import (
     LINES,
+    MATRICES,
     POINT_METRICS,
     changes_figure,
     contrasts_figure,
@@ -57,6 +58,12 @@ WORDS = {  # option: what a figure's rows call it, in their order
     "rung": "recipe, rung",
     "n_layer": "blocks",
 }
+AT_ANOTHER_RATE = (  # sweeps that ask whether another's answers hold there: of fewer figures
+    "half_rate_context",
+    "half_rate_moe",
+    "half_rate_weight_decay",
+    "remedies_double_rate",
+)
 LAST_PLACE = 7  # behind the point; smaller numbers stand with an exponent
 
 
@@ -88,7 +95,7 @@ def report_sweep(runs, folder):
         )
     folder.mkdir(parents=True, exist_ok=True)
     found = answers(folder.name, sweep.points, sweep.diverged)
-    figures = {**draw_contrasts(folder.name, found), **draw_figures(sweep.points)}
+    figures = {**draw_contrasts(folder.name, found), **draw_figures(folder.name, sweep.points)}
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     write_text(folder / "report.md", report_text(folder.name, sweep, figures, found))
@@ -96,14 +103,18 @@ def report_sweep(runs, folder):
     return sweep
 
 
-def draw_figures(points):
-    """{file name: figure}, in the order of the report."""
+def draw_figures(name, points):
+    """{file name: figure} of a sweep's name and its points, in the order of the report. At another
+    rate: what points come to, and what their blocks are worth."""
     runs = [run for runs in points.values() for run in runs]
-    figures = {name: point_figure(points, of) for name, of in POINT_METRICS.items()}
-    for name, panels in LINES.items():
+    figures = {file: point_figure(points, metrics) for file, metrics in POINT_METRICS.items()}
+    if name in AT_ANOTHER_RATE:
+        return figures | {"pruning": line_figure(points, LINES["pruning"])}
+    for file, panels in LINES.items():
         if panels := drawable(panels, points):
-            figures[name] = line_figure(points, panels)
-    figures["matrices"] = matrix_figure(points)
+            figures[file] = line_figure(points, panels)
+    if all(matrix.key in run.analysis for run in runs for matrix in MATRICES):
+        figures["matrices"] = matrix_figure(points)
     if any(run.rung is not None for run in runs):
         figures["ladder"] = ladder_figure(points)
     return figures
@@ -282,8 +293,11 @@ def companion_tables(points):
     marked = {point + EPS_MARK * any(map(eps_counts, of)): of for point, of in points.items()}
     runs = [run for of_point in points.values() for run in of_point]
     lines = []
-    tables = {about_block_1(points): WITHOUT_BLOCK_1, about_places(points): BY_PLACE}
-    for title, columns in {**COMPANIONS, **tables}.items():
+    tables = dict(COMPANIONS)
+    if max(run.config["n_layer"] for run in runs) > 2:  # else there is no pair of other blocks
+        tables[about_block_1(points)] = WITHOUT_BLOCK_1
+    tables[about_places(points)] = BY_PLACE
+    for title, columns in tables.items():
         there = {
             name: metric
             for name, metric in columns.items()
@@ -512,12 +526,21 @@ def corrected(verdict, adjusted):
     return verdict.verdict if adjusted < 1 - LEVEL else "undecided"
 
 
+def families_of(of_sweep):
+    """[Family] of {sweep: its Verdicts}."""
+    return families([(name, verdict) for name in of_sweep for verdict in of_sweep[name]])
+
+
 def after_correction(of_sweep):
     """{sweep: its Verdicts}, each as it stands, with its p, after Holm's correction within its
     family."""
-    judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
-    stands = {name: [] for name in of_sweep}
-    for family in families(judged):
+    return as_they_stand(of_sweep, families_of(of_sweep))
+
+
+def as_they_stand(names, found):
+    """The same of sweeps of these names, by their [Family]."""
+    stands = {name: [] for name in names}
+    for family in found:
         rows = zip(family.verdicts, family.adjusted, family.adjusted_apart, strict=True)
         for (name, verdict), adjusted, apart in rows:
             said = corrected(verdict, adjusted)
@@ -679,19 +702,18 @@ def about_n_eff(sweeps, of_sweep):
 def report_all(sweeps, folder):
     """Figures and claims.md, over several sweeps {name: Sweep}, into folder."""
     of_sweep = {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
-    speaking = {name: verdicts for name, verdicts in of_sweep.items() if verdicts}
-    if speaking:
-        panels = {"": labelled(after_correction(speaking))}
+    found = families_of(of_sweep)
+    if speaking := [name for name, verdicts in of_sweep.items() if verdicts]:
+        panels = {"": labelled(as_they_stand(speaking, found))}
         save_figure(verdicts_figure(panels), folder / "verdicts.png")
         ends = {name: ends_along(sweeps[name].points, sweeps[name].diverged) for name in speaking}
         save_figure(changes_figure(changes_of(ends)), folder / "changes.png")
     depths = depths_of(sweeps)
     if depths:
         save_figure(hero_figure(depths, *beside_plain(sweeps)), folder / "hero.png")
-    judged = [(name, verdict) for name, verdicts in of_sweep.items() for verdict in verdicts]
     lines = [f"# Claims of {', '.join(sweeps)}, by the rule in results/verdicts.py"]
     lines += ["", f"{WHAT_P_IS} {WHAT_A_STEP_IS}"]
-    for family in families(judged):
+    for family in found:
         if family.verdicts:  # of somebody's own sweeps none may be an experiment
             lines += ["", f"## {family.title}", "", *family_table(family)]
     if said := about_n_eff(sweeps, of_sweep):

@@ -36,7 +36,10 @@ from configs.read import (
 )
 from data.files import (
     BadInput,
+    Maybe,
     Number,
+    Several,
+    at,
     check_name,
     fault_of,
     read_json,
@@ -83,6 +86,14 @@ FEWER_DIGITS = {  # in the lists of an entry, where there are many numbers and n
     "predicted_variance": 4,
 }
 DIGITS_OF_LOG = 4  # of its variances
+OF_FIRST_RUNS = [  # entries of analysis.json, of many numbers, that no report compares over seeds
+    ("per_sequence",),
+    ("standard_errors", "linear_ratios"),
+    ("standard_errors", "prune_ratios"),
+    ("densities", "attended_keys"),
+    ("densities", "attended_share"),
+    ("densities", "expert_use"),
+]
 SYMMETRIC = {  # the matrices; what is not symmetric is zero below the diagonal
     "causal_matrix": False,
     "permutation_matrix": True,
@@ -398,27 +409,33 @@ def checked(run, source):
 
 # Published files ---------------------------------------------------------------------------------
 #
-# {"shared": {...}, "runs": [...]}, a line for each run: "shared" is what all of them have, as most
-# options. The log stands in columns, {name: [values]}, null where a line lacks one, and so do the
-# accuracies of BLiMP's paradigms. Of a matrix there is what stands above its diagonal, the last row
-# being empty. Keys are sorted, so that what is read and published again stays as it is, byte for
-# byte. Older files are a list of runs with none of this.
+# {"shared": {...}, "names": [...], "runs": [...]}, a line for each run: "shared" is what all of
+# them have, as most options. The rest is a table: each of "names" is the keys of an entry, such as
+# ["analysis", "causal"], and a run's line has its values in their order, {} where it has none.
+# The log stands in columns, {name: [values]}, null where a line lacks one, and so do the accuracies
+# of BLiMP's paradigms. Of a matrix there is what stands above its diagonal, the last row being
+# empty. Names are sorted, so that what is read and published again stays as it is, byte for byte.
+# In older files a run's line is an object of its own entries, or all of the file a list of runs.
 
 
-def publish_runs(runs, path):
+def publish_runs(runs, path, with_matrices=True):
     """One JSON file of a sweep's runs: DIGITS of each measured number (a config's all, fewer of
-    those in FEWER_DIGITS), of the log the stream's variances, but not the branches', and scores by
-    sequence of each point's first scored run, as no other's are compared. What completed added is
-    left out: it follows from the rest."""
+    those in FEWER_DIGITS), of the log the stream's variances, but not the branches', and what is in
+    OF_FIRST_RUNS of each point's first scored run. Left out are what completed added, as it follows
+    from the rest, and which weights and code the scores follow from, as no weights come with it;
+    and, without matrices, these."""
     firsts = {}
     for run in runs:
         if run.analysis is not None:
             firsts.setdefault(run.point, run.name)
-    runs = [packed(run, by_sequence=firsts.get(run.point) == run.name) for run in runs]
+    runs = [packed(run, firsts.get(run.point) == run.name, with_matrices) for run in runs]
     shared = shared_by(runs) if len(runs) > 1 else {}
-    lines = ",\n".join(as_line(without(shared, run)) for run in runs)
+    own = [by_keys(without(shared, run)) for run in runs]
+    names = sorted({keys for entries in own for keys in entries})
+    lines = ",\n".join(as_line([entries.get(keys, {}) for keys in names]) for entries in own)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, f'{{"shared":{as_line(shared)},\n"runs":[\n{lines}\n]}}\n')
+    head = f'"shared":{as_line(shared)},\n"names":{as_line(names)}'
+    write_text(path, f'{{{head},\n"runs":[\n{lines}\n]}}\n')
 
 
 def is_published(path):
@@ -438,11 +455,9 @@ def read_published(path):
         is_older = isinstance(content, list)
         if is_older:
             content = {"shared": {}, "runs": content}
-        if fault := fault_of(content, {"shared": dict, "runs": [dict]}):
-            raise BadInput(f"{path}: {fault}")
-        if not content["runs"]:
-            raise BadInput(f"{path}: runs is empty")
-        runs = [unpacked(together(content["shared"], run), path) for run in content["runs"]]
+        runs = [
+            unpacked(together(content["shared"], run), path) for run in own_entries(content, path)
+        ]
         for number, run in enumerate(runs):
             refuse_fields(run, path, number, is_older)
     except BadInput as error:
@@ -464,6 +479,22 @@ PUBLISHED = {  # a run's fields
 }
 
 
+def own_entries(content, path):
+    """What each run has for itself, as dicts in dicts. Raises BadInput where the content is not
+    that of a published file."""
+    fault = fault_of(content, {"shared": dict, "names": Maybe([[str]]), "runs": list})
+    if not fault:
+        names = content.get("names")
+        line = dict if names is None else Several(len(names), object)
+        fault = fault_of(content, {"runs": [line]})
+    if not (fault or content["runs"]):
+        fault = "runs is empty"
+    if fault:
+        raise BadInput(f"{path}: {fault}")
+    lines = content["runs"]
+    return lines if names is None else [in_dicts(names, line) for line in lines]
+
+
 def refuse_fields(fields, path, number, is_older):
     """Raises BadInput where the fields of the run of this number are not a run's. Those of older
     files may have more."""
@@ -477,8 +508,8 @@ def refuse_fields(fields, path, number, is_older):
         raise BadInput(f"{source}: {min(unknown)} is no part of a run ({', '.join(PUBLISHED)})")
 
 
-def packed(run, by_sequence):
-    """What a published file says of a run, with its scores by sequence or without."""
+def packed(run, is_first, with_matrices):
+    """What a published file says of a run; is_first: with what is in OF_FIRST_RUNS."""
     fields = asdict(run)
     for part, name in fields.pop("added"):
         fields[part].pop(name, None)
@@ -489,12 +520,15 @@ def packed(run, by_sequence):
         line.pop("mlp_variance", None)
     log = [rounded_lists(line, DIGITS_OF_LOG) for line in fields["log"]]
     analysis = fields["analysis"] or {}
-    if not by_sequence:
-        analysis.pop("per_sequence", None)
+    analysis.pop("scored_from", None)
+    for *above, name in OF_FIRST_RUNS if not is_first else ():
+        (at(analysis, above) or {}).pop(name, None)
     for name in FEWER_DIGITS.keys() & analysis.keys():
         analysis[name] = rounded_lists(analysis[name], FEWER_DIGITS[name])
     for name in SYMMETRIC.keys() & analysis.keys():
-        analysis[name] = above_diagonal(analysis[name], SYMMETRIC[name])
+        matrix = analysis.pop(name)
+        if with_matrices:
+            analysis[name] = above_diagonal(matrix, SYMMETRIC[name])
     if paradigms := analysis.get("blimp", {}).get("paradigms"):
         columns = {"name": list(paradigms), "accuracy": list(paradigms.values())}
         analysis["blimp"]["paradigms"] = columns
@@ -608,6 +642,32 @@ def together(shared, entry):
         if isinstance(value, dict) and isinstance(shared.get(name), dict):
             merged[name] = together(shared[name], value)
     return merged
+
+
+def by_keys(entry, above=()):
+    """{keys, the outermost first: value} of what lies in dicts in dicts; nothing of empty ones."""
+    values = {}
+    for key, value in entry.items():
+        values |= (
+            by_keys(value, (*above, key)) if isinstance(value, dict) else {(*above, key): value}
+        )
+    return values
+
+
+def in_dicts(names, values):
+    """The dicts in dicts of which by_keys made these keys and values; {} stands for no value."""
+    entry = {}
+    for keys, value in zip(names, values, strict=True):
+        if not keys or value == {}:
+            continue
+        *above, last = keys
+        inner = entry
+        for key in above:
+            if not isinstance(inner.get(key), dict):
+                inner[key] = {}
+            inner = inner[key]
+        inner[last] = value
+    return entry
 
 
 def as_line(content):

@@ -1,6 +1,7 @@
 """How does the cost of a training step grow with depth, context and number of experts?
 
     python -m results.scaling [--out results] [--windows 3]
+    python -m results.scaling --draw    the figure alone, of the numbers that are there
 
 Times the real training step (bench.py) of width 256, 32,768 tokens a step, and writes
 scaling.json and scaling.png.
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from bench import bench
 from configs.read import Point, build_configs
-from data.files import or_one_sentence, write_json
+from data.files import or_one_sentence, read_json, write_json
 from results.figures import save_figure, scaling_figure
 from results.runs import rounded
 
@@ -60,23 +61,31 @@ def points_of(curves):
     }
 
 
-def measure(arguments):
-    measured = {}  # {panel: {curve: {x: row}}}
-    for row in bench(points_of(CURVES), arguments.windows):
+def measure_and_draw(arguments):
+    path = arguments.out / "scaling.json"
+    if not arguments.draw:
+        write_json(path, rounded(measured(arguments.windows), DIGITS))
+    save_figure(scaling_figure(read_json(path, dict)), path.with_suffix(".png"))
+
+
+def measured(n_windows):
+    """{panel: {curve: {x: row of bench.py}}}"""
+    panels = {}
+    for row in bench(points_of(CURVES), n_windows):
         panel, curve, x = row.pop("name").split("|")
         row["mfu"] = row["mfu"] if math.isfinite(row["mfu"]) else None
-        measured.setdefault(panel, {}).setdefault(curve, {})[x] = row
-    write_json(arguments.out / "scaling.json", rounded(measured, DIGITS))
-    save_figure(scaling_figure(measured), arguments.out / "scaling.png")
+        panels.setdefault(panel, {}).setdefault(curve, {})[x] = row
+    return panels
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--windows", type=int, default=3, help="of steps, timed for each point")
-    or_one_sentence(measure, parser.parse_args())
+    parser.add_argument("--draw", action="store_true", help="draw, without measuring again")
+    or_one_sentence(measure_and_draw, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

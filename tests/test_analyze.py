@@ -804,7 +804,8 @@ def test_deep_models_are_swapped_in_fewer_sequences_which_analysis_says(monkeypa
 @pytest.fixture
 def trained(project, monkeypatch):
     """The folder of a sweep of one run of two blocks on the tiny dataset, and the run's."""
-    monkeypatch.setattr("results.report.draw_figures", lambda points: {})  # which take a while
+    # Figures take a while.
+    monkeypatch.setattr("results.report.draw_figures", lambda name, points: {})
     few = "n_layer = 2\nmax_iters = 2\nwarmup_iters = 0\neval_tokens = 64\n"
     config = project / "small.toml"
     config.write_text(few + SMALL_OPTIONS, encoding="utf-8")
@@ -1134,6 +1135,20 @@ def test_published_files_cannot_be_scored(project, refused, option):
     written(project / "sweep.json", ["[]"])
     message = refused(analyze.main, ["sweep.json", *option])
     assert message.count(option[0]) == 1 and "name their folder" in message
+
+
+def test_a_sweep_is_published_without_matrices_where_that_is_asked_for(trained, tmp_path):
+    sweep, _ = trained
+    options = ["--publish", str(tmp_path), "--without_matrices"]
+    analyze.main([str(sweep), "--sequences", "2", *options])
+    text = (tmp_path / "small.json").read_text(encoding="utf-8")
+    assert "_matrix" not in text and "angular_distance" not in text and "prune_ratios" in text
+    assert (tmp_path / "small/report.md").exists()
+
+
+def test_only_what_is_published_can_lack_matrices(trained, refused):
+    message = refused(analyze.main, [trained[0], "--without_matrices"])
+    assert "--without_matrices" in message and "--publish" in message
 
 
 def test_runs_that_were_not_finished_are_named(trained, capsys):

@@ -1,5 +1,6 @@
 """bench.py: what it times and says, and what it refuses."""
 
+import math
 import shutil
 
 import pytest
@@ -9,6 +10,8 @@ import bench
 import train
 from configs.read import OPTIONS
 from conftest import write_config
+from data.files import read_json
+from results import scaling
 
 # What it says ------------------------------------------------------------------------------------
 
@@ -109,3 +112,28 @@ def test_ctrl_c_is_one_line(project, monkeypatch, capsys):
 def test_training_has_no_such_option(project, refused):
     message = refused(train.main, [write_config(project), "--bench"])
     assert "--bench is no option" in message and not (project / "out").exists()
+
+
+# results/scaling.py ------------------------------------------------------------------------------
+
+
+def test_the_cost_of_a_step_is_measured_and_drawn_or_drawn_again(monkeypatch, tmp_path):
+    def as_if_timed(point, n_windows):
+        speed = {"tokens_per_second": 1 / 3, "slowest": 0.25, "fastest": 0.5}
+        others = {"first_step_seconds": 1.0, "mfu": math.nan, "memory_GiB": 1.0, "device": "cpu"}
+        return speed | others
+
+    monkeypatch.setattr(bench, "time_steps", as_if_timed)
+    scaling.main(["--out", str(tmp_path)])
+    rows = read_json(tmp_path / "scaling.json")
+    assert list(rows) == ["blocks", "context", "experts"]
+    assert list(rows["blocks"]["dense"]) == ["4", "8", "16", "32", "64"]
+    row = rows["experts"]["top 2, equal active parameters"]["16"]
+    assert row["tokens_per_second"] == 0.3333 and row["mfu"] is None
+    drawn = (tmp_path / "scaling.png").read_bytes()
+    (tmp_path / "scaling.png").unlink()
+
+    monkeypatch.setattr(bench, "time_steps", None)  # nothing is timed
+    scaling.main(["--out", str(tmp_path), "--draw"])
+    assert (tmp_path / "scaling.png").read_bytes() == drawn
+    assert read_json(tmp_path / "scaling.json") == rows

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import decoder
+from analyze import run_blocks
 from conftest import as_if_trained
 from data.files import BadInput
-from decoder import Decoder, load_decoder, read_config, refuse_unlike_itself, run_blocks
+from decoder import Decoder, load_decoder, read_config, refuse_unlike_itself
 
 transformers = pytest.importorskip(
     "transformers", reason="public models need it: pip install transformers"

@@ -6,7 +6,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
+from conftest import REPOSITORY
 from results import figures
 from results.claims import CLAIMS, METRICS, Verdict, entry
 from results.contrasts import ALONG
@@ -22,16 +24,21 @@ from results.figures import (
     ladder_figure,
     line_figure,
     logarithmic,
+    masks_figure,
     matrix_figure,
     means_and_bars,
     of_block,
     point_figure,
     point_styles,
     save_figure,
+    scaling_figure,
     styles,
+    theory_figure,
     verdicts_figure,
 )
-from results.runs import Run
+from results.report import draw_figures, sweep_of
+from results.runs import Run, read_runs
+from results.scores import derived
 from results.verdicts import Contrast
 
 
@@ -254,6 +261,78 @@ def test_one_seed_is_a_line_without_a_band_and_the_legend_says_so(n_seeds):
     said = figure.legends[0].get_title().get_text()
     assert said == ("one seed" if n_seeds == 1 else "means over seeds, with 95 % intervals")
     plt.close(figure)
+
+
+# Values that are nothing --------------------------------------------------------------------------
+
+
+def nothing(values):
+    """As many zeros, in lists and dicts of the same shape."""
+    if isinstance(values, dict):
+        return {name: nothing(of_name) for name, of_name in values.items()}
+    return [nothing(each) for each in values] if isinstance(values, list) else 0.0
+
+
+def without_a_stream(each):
+    """The run as if weights were zero: no block adds anything to nothing."""
+    zero = ("variance", "size", "cosine", "jacobian", "causal_matrix", "permutation_matrix")
+    zero += ("angular_distance", "block_influence", "logit_lens", "predicted_variance")
+    zero += ("causal", "permutation", "cumulative", "usefulness", "n_eff_share")
+    each.analysis |= {name: nothing(each.analysis[name]) for name in zero}
+    each.analysis["prune_ratios"] = [1.0] * each.config["n_layer"]
+    each.analysis["linear_ratios"] = {
+        maps: [1.0] * each.config["n_layer"] for maps in ("held_out", "same", "transposed")
+    }
+    each.analysis |= derived(each.analysis)
+    for line in each.log:
+        line["variance"] = nothing(line["variance"])
+    each.summary["last_layer_variance"] = 0.0
+
+
+def published(*numbers):
+    """{point: runs} of results/wide_moe.json, two points of three seeds, of which those of these
+    numbers have no stream."""
+    runs = read_runs(REPOSITORY / "results/wide_moe.json")
+    for number in numbers:
+        without_a_stream(runs[number])
+    return sweep_of(runs).points
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("numbers", [range(4), range(6)], ids=["a point and a seed", "all"])
+def test_what_is_nothing_is_drawn_without_a_warning(numbers):
+    for figure in draw_figures("wide_moe", published(*numbers)).values():
+        figure.draw_without_rendering()
+        plt.close(figure)
+
+
+def test_a_line_has_a_gap_where_a_seed_is_nothing(axis):
+    points = {"n_layer=3": [run(seed=seed, n_layer=3) for seed in range(2)]}
+    for each, losses in zip(points["n_layer=3"], ([1.0, 0.0, 4.0], [1.0, 2.0, 1.0]), strict=True):
+        each.analysis = {"losses": losses}
+    draw_lines(axis, points, of_block("", "", entry("losses")))
+    assert axis.lines[0].get_ydata() == pytest.approx([1, math.nan, 2], nan_ok=True)
+    assert axis.get_yscale() == "log"
+
+
+def test_where_all_is_nothing_the_axis_is_linear(axis):
+    points = {"n_layer=2": [run(n_layer=2)]}
+    points["n_layer=2"][0].analysis = {"losses": [0.0, 0.0]}
+    draw_lines(axis, points, of_block("", "", entry("losses")))
+    assert axis.get_yscale() == "linear"
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_value_but_for_rounding_is_drawn_as_one(axis):
+    """As geometric means of equal numbers of seeds of other numbers are."""
+    axis.plot([0, 1], [1e12, 1e12 * (1 + 1e-14)])
+    logarithmic(axis, "y")
+    low, high = axis.get_ylim()
+    assert low == pytest.approx(5e11) and high == pytest.approx(2e12)
+
+
+def test_a_variance_over_nothing_is_none():
+    assert figures.over([1.0, 0.0], [2.0, 0.0]) == pytest.approx([0.5, math.nan], nan_ok=True)
 
 
 # Lines across a panel ----------------------------------------------------------------------------
@@ -562,6 +641,26 @@ def test_a_single_change_is_shown_whole_however_wide():
     plt.close(figure)
 
 
+CASES = {
+    name: {of: [1.0, 2.0] for of in ("predicted", "simulated", "standard_error")}
+    for name in "abcde"
+}
+MASKS = [
+    {"density": density, "predicted": [1.0, 2.0], "growth": [[1.0, 1.1], [2.0, 2.2]]}
+    for density in (0.5, 1.0)
+]
+SPEED = {"tokens_per_second": 2e6, "slowest": 1.9e6, "fastest": 2.1e6}
+SPEEDS = {panel: {"dense": {"4": SPEED, "8": SPEED}} for panel in ("blocks", "context", "experts")}
+
+
+def test_every_column_of_theory_has_its_numbers_below():
+    figure = theory_figure(CASES)  # five in rows of four
+    drawn = [axis for axis in figure.axes if axis.axison]
+    labelled = [axis.xaxis.get_tick_params()["labelbottom"] for axis in drawn]
+    assert labelled == [False, True, True, True, True]
+    plt.close(figure)
+
+
 def test_what_a_page_shows_is_drawn_no_wider_than_the_page():
     points = depths(4, 8)
     for (each,) in points.values():
@@ -570,6 +669,9 @@ def test_what_a_page_shows_is_drawn_no_wider_than_the_page():
         point_figure(points, {"perplexity": METRICS["perplexity"]}),
         changes_figure({"depth": NO_CHANGE}),
         contrasts_figure(ALONG["tokens"], [1, 2], ["a", "b"], [NO_CHANGE] * 2),
+        theory_figure(CASES),
+        masks_figure({"window": MASKS, "strided": MASKS}, [0, 1]),
+        scaling_figure(SPEEDS),
     ]
     for figure in drawn:
         assert figure.get_size_inches()[0] * figures.DOTS_PER_INCH <= 836
@@ -702,6 +804,41 @@ def test_saved_figures_are_small_and_whole(tmp_path, axis):
     assert picture.std() > 0.01
     assert (tmp_path / "line.png").stat().st_size < 20_000
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def patches(n_shades):
+    """A picture of 16 by 16 patches, 8 dots wide, of so many shades."""
+    rng = np.random.default_rng(0)
+    shades = rng.integers(120, 256, (n_shades, 3), dtype=np.uint8)
+    which = np.arange(16 * 16).reshape(16, 16) % n_shades
+    return Image.fromarray(shades[which].repeat(8, axis=0).repeat(8, axis=1))
+
+
+@pytest.mark.parametrize("n_shades", [2, 30, 90, 120])
+def test_areas_keep_their_shades(n_shades):
+    picture = patches(n_shades)
+    few = figures.in_few_colours(picture)
+    off = np.array(few.convert("RGB"), dtype=int) - np.array(picture, dtype=int)
+    areas = off.reshape(16, 8, 16, 8, 3).mean(axis=(1, 3))
+    assert abs(areas).max() <= 6
+
+
+def test_where_32_colours_show_no_difference_there_are_no_more():
+    few = figures.in_few_colours(Image.linear_gradient("L").convert("RGB"))  # 256 greys
+    assert len(few.getcolors()) <= 32
+
+
+def test_a_faint_band_among_lines_of_many_colours_keeps_its_hue(tmp_path, axis):
+    """As of one point among several: 32 colours alone would turn it grey."""
+    for place in np.linspace(0, 1, 60):
+        axis.plot([0, 1], [place, 1 - place], color=plt.get_cmap("hsv")(place), linewidth=4)
+    axis.fill_between([0, 1], 2, 3, color="tab:blue", alpha=0.25, linewidth=0)
+    save_figure(axis.figure, tmp_path / "bands.png")
+    picture = Image.open(tmp_path / "bands.png")
+    assert len(picture.getcolors()) > 32
+    wanted = 255 - 0.25 * (255 - 255 * np.array(matplotlib.colors.to_rgb("tab:blue")))
+    middle = picture.convert("RGB").getpixel((280, 100))
+    assert abs(middle - wanted).max() <= 6
 
 
 # Older runs --------------------------------------------------------------------------------------

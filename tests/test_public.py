@@ -3,6 +3,7 @@
 import json
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -110,6 +111,32 @@ def test_estimates_say_so():
     )
     assert "fitted on 3,200 other tokens, 200 for each feature" in text
     assert "random directions" not in report()
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_a_model_whose_blocks_do_nothing_all_is_said_and_drawn():
+    zeros, states = [0.0] * L, [0.0] * (L + 1)
+    nothing = {
+        "variance": dict.fromkeys(("residual", "median", "without_first", "first"), states),
+        "jacobian": {"deviation": zeros, "per_token": zeros, "probes": 32, "sequences": 2},
+        "standard_errors": {"jacobian": {"deviation": zeros}},
+        "size": {"block": zeros},
+        "cosine": {"block": zeros},
+        "angle": zeros,
+        "block_influence": zeros,
+        "angular_distance": [states] * (L + 1),
+        "logit_lens": states,
+        "causal_matrix": [zeros] * L,
+        "causal": 0.0,
+        "prune_ratios": [1.0] * L,
+        "stretches": [[1.0] * (L - n) for n in range(3)],
+    }
+    text = report(**nothing)
+    assert "it grows by a factor of 1 a block (r² 1.000 as an exponential of l, 1.000" in text
+    assert "it is 1.000 times as large on average" in text and "is 0.0% of it" in text
+    for figure in public.draw_figures(analysis(**nothing)).values():
+        figure.draw_without_rendering()
+        plt.close(figure)
 
 
 def test_the_longest_stretch_by_both_ways():

@@ -4,9 +4,11 @@ import math
 import re
 from dataclasses import asdict
 
+import matplotlib.pyplot as plt
 import pytest
 
 import analyze
+from conftest import REPOSITORY
 from model import GPTConfig
 from results import report
 from results.claims import CLAIMS, Ends, Family, Verdict
@@ -20,7 +22,7 @@ from results.report import (
     sweep_of,
     with_interval,
 )
-from results.runs import Run
+from results.runs import Run, read_runs
 from results.scores import derived
 
 # A control: depths times rates, two seeds, of which one diverged ---------------------------------
@@ -235,6 +237,43 @@ def test_less_than_half_a_minute_is_less_than_a_minute():
     assert sentences(sweep_of([made_up_run(1, 0.001, 0, 20)]))[-1] == (
         "Training took less than a minute."
     )
+
+
+@pytest.mark.parametrize("L, is_there", [(1, False), (2, False), (3, True)])
+def test_what_is_left_without_block_1_is_said_where_two_blocks_are_left(L, is_there):
+    runs = [run for run in read_runs(REPOSITORY / "results/demo.json") if run.point == "n_layer=2"]
+    for each in runs:
+        each.config["n_layer"] = L
+        each.analysis["jacobian"]["deviation"] = [0.5] * L
+    text = "\n".join(report.companion_tables({"a": runs}))
+    assert ("Without block 1" in text) == is_there
+    assert "What a block is worth, by place" in text
+
+
+def test_at_another_rate_figures_are_few():
+    points = sweep_of(read_runs(REPOSITORY / "results/wide_moe.json")).points
+    few, all_there_are = (report.draw_figures(name, points) for name in ("half_rate_moe", "moe"))
+    assert list(few) == ["points", "companions", "pruning"]
+    assert few.keys() < all_there_are.keys() and "matrices" in all_there_are
+    for name in report.AT_ANOTHER_RATE:
+        assert (REPOSITORY / "configs" / f"{name}.toml").exists()
+    plt.close("all")
+
+
+def test_runs_without_matrices_have_all_other_figures_and_columns():
+    sweep = sweep_of(read_runs(REPOSITORY / "results/wide_moe.json"))
+    whole = report.draw_figures("wide_moe", sweep.points)
+    plt.close("all")
+    for each in [run for runs in sweep.points.values() for run in runs]:
+        for name in ("causal_matrix", "permutation_matrix", "angular_distance"):
+            del each.analysis[name]
+    figures = report.draw_figures("wide_moe", sweep.points)
+    assert whole.keys() - figures.keys() == {"matrices"}
+    titles = [axis.get_title() for axis in figures["scale_free"].axes if axis.axison]
+    assert len(titles) == 7 and "angle by which a block turns the stream" not in titles
+    text = report_text("wide_moe", sweep, figures, found=[])
+    assert "causal without block 1" not in text and "| Jacobian deviation |" in text
+    plt.close("all")
 
 
 def test_claims_of_several_sweeps_say_which_rates_they_leave_out(control, tmp_path, monkeypatch):

@@ -229,6 +229,51 @@ def test_published_runs_are_read_back_with_six_digits_and_fewer_of_many(tmp_path
     assert originals[0].log[0]["mlp_variance"] == [3.0]  # what was published is left as it was
 
 
+def test_what_no_report_compares_over_seeds_is_of_a_points_first_scored_run_alone(tmp_path):
+    originals = measured_runs()
+    for each in originals:
+        L = each.config["n_layer"]
+        each.analysis["densities"] |= {"attended_keys": [[2.0]] * L, "expert_use": [[1.0]] * L}
+        each.analysis["standard_errors"] = {"causal": 0.5, "prune_ratios": [0.5] * L}
+    originals[0].analysis = None
+    publish_runs(originals, tmp_path / "sweep.json")
+    unscored, *scored = read_published(tmp_path / "sweep.json")
+    assert unscored.analysis is None
+    assert [each.seed for each in scored] == [1, 0, 1]
+    for each, is_first in zip(scored, (True, True, False), strict=True):
+        L, densities = each.config["n_layer"], each.analysis["densities"]
+        assert densities.pop("attended_keys", None) == ([[2.0]] * L if is_first else None)
+        assert densities.pop("expert_use", None) == ([[1.0]] * L if is_first else None)
+        assert densities == {"weight": 1.0, "attention": 1.0, "key_value": 1.0, "expert": 1.0}
+        errors = each.analysis["standard_errors"]
+        assert errors.pop("prune_ratios", None) == ([0.5] * L if is_first else None)
+        assert errors == {"causal": 0.5}
+        assert ("per_sequence" in each.analysis) == is_first
+
+
+def test_what_scores_follow_from_is_not_published_as_no_weights_are(tmp_path):
+    originals = measured_runs()
+    for each in originals:
+        each.analysis["scored_from"] = {"scores": "the hash of weights and code"}
+    publish_runs(originals, tmp_path / "sweep.json")
+    assert "scored_from" not in (tmp_path / "sweep.json").read_text(encoding="utf-8")
+    assert originals[0].analysis["scored_from"]  # what was published is left as it was
+
+
+def test_without_matrices_all_else_is_the_same(tmp_path):
+    matrices = ("causal_matrix", "permutation_matrix", "angular_distance")
+    publish_runs(drawn_sweep("unlike"), tmp_path / "whole.json")
+    publish_runs(drawn_sweep("unlike"), tmp_path / "less.json", with_matrices=False)
+    whole, less = (read_runs(tmp_path / f"{name}.json") for name in ("whole", "less"))
+    for one, other in zip(whole, less, strict=True):
+        for name in (*matrices, "updates"):  # these are of the angles
+            assert other.analysis is None or name not in other.analysis
+            (one.analysis or {}).pop(name, None)
+    assert whole == less
+    publish_runs(less, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "less.json").read_bytes()
+
+
 def test_restored_runs_are_finished_folders(tmp_path):
     publish_runs(measured_runs(), tmp_path / "sweep.json")
     restore_runs(tmp_path / "sweep.json", tmp_path / "out")
@@ -334,17 +379,35 @@ BY_HAND = {  # of a published file: where, what stands there now, and what the s
 }
 
 
+def older(path):
+    """A published file's content, with an object for each run's line."""
+    content = read_json(path)
+    runs = [{} for _ in content["runs"]]
+    for run, line in zip(runs, content["runs"], strict=True):
+        for keys, value in zip(content["names"], line, strict=True):
+            if value != {}:
+                put(run, keys, value)
+    return {"shared": content["shared"], "runs": runs}
+
+
+def put(entry, keys, value):
+    """keys: of dicts, which may not be there yet, and places in lists."""
+    for key in keys[:-1]:
+        entry = entry.setdefault(key, {}) if isinstance(entry, dict) else entry[key]
+    entry[keys[-1]] = value
+
+
 @pytest.mark.parametrize("keys, value, words", BY_HAND.values(), ids=BY_HAND)
 def test_a_published_file_changed_by_hand_is_refused_in_a_sentence(
     tmp_path, capsys, keys, value, words
 ):
-    changed = content = read_json(RESULTS / "wide_moe.json")
-    for key in keys[:-1]:
-        changed = changed[key]
+    changed = content = older(RESULTS / "wide_moe.json")
     if value is GONE:
+        for key in keys[:-1]:
+            changed = changed[key]
         del changed[keys[-1]]
     elif keys:
-        changed[keys[-1]] = value
+        put(content, keys, value)
     else:
         content = value
     write_json(tmp_path / "wide_moe.json", content)
@@ -365,15 +428,9 @@ def test_a_published_file_changed_by_hand_is_refused_in_a_sentence(
 
 def whole(path):
     """A published file's content with nothing shared."""
-    content = read_json(path)
+    content = older(path)
     runs = [together(content["shared"], run) for run in content["runs"]]
     return {"shared": {}, "runs": runs}
-
-
-def put(entry, keys, value):
-    for key in keys[:-1]:
-        entry = entry[key]
-    entry[keys[-1]] = value
 
 
 def scored(keys, value, words=""):
@@ -413,7 +470,7 @@ SCORES_THAT_CANNOT_BE = [
     scored("cosine.block.2", 1.5),
     scored("loss", -1.0),
     scored("standard_errors.causal", -0.1, " = -0.1 must be a finite number of at least 0"),
-    scored("standard_errors.prune_ratios.3", -0.1, "[3] = -0.1 must be"),
+    scored("standard_errors.prune_ratios", [-0.1] * 16, "[0] = -0.1 must be"),
     scored("length", 99999, " = 99999 must be at most block_size = 512"),
     scored("length", 0),
     scored("code", "loss 1 | 2"),
@@ -699,6 +756,13 @@ def test_restoring_never_overwrites(tmp_path):
         '{"shared": {"name": "run"}, "runs": [{}]}',
         '{"shared": {}, "runs": [{"log": {"step": [0], "val_loss": [2.5, 2.4]}}]}',
         '{"shared": {"log": {"step": [0]}}, "runs": [{"log": {"val_loss": "9"}}]}',
+        '{"shared": {}, "names": 3, "runs": [[]]}',
+        '{"shared": {}, "names": ["name"], "runs": [["run"]]}',
+        '{"shared": {}, "names": [["name"]], "runs": [{"name": "run"}]}',
+        '{"shared": {}, "names": [["name"]], "runs": [["run", 1]]}',
+        '{"shared": {}, "names": [["name"]], "runs": []}',
+        '{"shared": {}, "names": [[], ["name"]], "runs": [[1, "run"]]}',
+        '{"shared": {}, "names": [["name"], ["name", "of"]], "runs": [["run", 3]]}',
     ],
 )
 def test_other_json_files_are_refused(tmp_path, text):
@@ -860,7 +924,7 @@ def test_the_measure_of_rounding_sees_a_digit():
 
 
 def test_a_published_file_is_read_as_it_is_described(tmp_path):
-    """Written by hand: two runs of two blocks, of which one diverged."""
+    """Written by hand: two runs of two blocks, of which one diverged; and the same as a table."""
     scores = {**analysis(2), "blimp": {"accuracy": 0.6, "paradigms": {"name": ["a", "name"]}}}
     for name in ("causal_matrix", "permutation_matrix", "angular_distance", "sequences"):
         del scores[name]
@@ -901,8 +965,32 @@ def test_a_published_file_is_read_as_it_is_described(tmp_path):
         "log": {"step": [0], "val_loss": [3.5], "variance": [[1.0, 2.0, 3.0]]},
         "analysis": None,
     }
-    (tmp_path / "sweep.json").write_text(json.dumps({"shared": shared, "runs": [first, second]}))
-    one, other = read_published(tmp_path / "sweep.json")
+    write_json(tmp_path / "older.json", {"shared": shared, "runs": [first, second]})
+    one, other = read_published(tmp_path / "older.json")
+    names, *lines = zip(
+        (("name",), "seed=0", "seed=1"),
+        (("config", "seed"), 0, 1),
+        (("summary", "diverged"), False, True),
+        (("summary", "val_loss"), 2.5, None),
+        (("summary", "perplexity"), 12.1825, None),
+        (("summary", "last_layer_variance"), 6.0, None),
+        (("log", "step"), [0, 1], [0]),
+        (("log", "tokens"), [0, 16], {}),  # as is shared
+        (("log", "train_loss"), [None, 2.4], {}),
+        (("log", "val_loss"), [3.0, 2.5], [3.5]),
+        (("log", "variance"), [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], [[1.0, 2.0, 3.0]]),
+        (("analysis",), {}, None),
+        (("analysis", "sequences"), 48, {}),
+        (("analysis", "causal"), 0.5, {}),
+        (("analysis", "causal_matrix"), [[0.5], []], {}),
+        (("analysis", "permutation"), 0.7, {}),
+        (("analysis", "permutation_matrix"), [[0.7], []], {}),
+        (("analysis", "angular_distance"), [[0.1, 0.2], [0.3], []], {}),
+        (("analysis", "blimp", "paradigms", "accuracy"), [0.8, 0.4], {}),
+        strict=True,
+    )
+    write_json(tmp_path / "table.json", {"shared": shared, "names": names, "runs": lines})
+    assert read_published(tmp_path / "table.json") == [one, other]
     assert one.config == config_of(sweep("seed"), seed=0)
     assert other.config == config_of(sweep("seed"), seed=1)
     assert (one.summary, other.summary) == ({**summary(), **ends}, summary(diverged=True))
