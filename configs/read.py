@@ -52,13 +52,13 @@ class TrainConfig:
         for name, value in vars(self).items():
             if isinstance(value, str):
                 refuse(not value, f"{name} must not be empty")
+                refuse("\0" in value, f"{name} = {value!r} must not hold a NUL character")
             elif not isinstance(value, bool):
                 refuse_outside(name, value, least=0 if name in may_be_0 else 1)
         warmup, n_steps = self.warmup_iters, self.max_iters
         refuse(warmup > n_steps, f"warmup_iters = {warmup} must be at most max_iters = {n_steps}")
         low, high = self.min_lr, self.learning_rate
         refuse(low > high, f"min_lr = {low} must be at most learning_rate = {high}")
-        refuse(self.seed >= 2**63, f"seed = {self.seed} must be smaller than 2^63")
         known = ("auto", "float32", "bfloat16")
         refuse(self.dtype not in known, f'dtype = "{self.dtype}" must be one of {", ".join(known)}')
 

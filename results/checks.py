@@ -276,8 +276,7 @@ def check_log(run, source):
     n_states = run.config["n_layer"] + 1
     places = range(0, n_steps, interval)  # and the last step
     wanted = [*places[: len(steps)], n_steps][: len(steps)]
-    n_places = -(-n_steps // interval)  # len(places), which may be too large for len
-    is_whole = run.summary["diverged"] or len(steps) == n_places + 1
+    is_whole = run.summary["diverged"] or len(steps) == len(places) + 1
     of_states = all(len(line["variance"]) == n_states for line in run.log)
     if run.summary["diverged"] and n_steps in steps:
         raise BadInput(
