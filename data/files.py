@@ -100,8 +100,11 @@ def refuse_dashes(arguments):
 def check_name(name, what):
     """The name of a run, point, dataset or config, which is to become a folder's: raises BadInput
     where it could leave the folder that it is put into, or where some system refuses it."""
-    if not re.fullmatch(r"[A-Za-z0-9=,._+-]+", name) or set(name) == {"."}:
-        raise BadInput(f"{what} {name!r} must be a name of letters, digits and = , . _ + - alone")
+    if not re.fullmatch(r"[A-Za-z0-9=,._+-]{1,200}", name) or set(name) == {"."}:
+        raise BadInput(
+            f"{what} {shortened(name)} must be a name of letters, digits and = , . _ + - alone, "
+            "at most 200 of them"
+        )
     return name
 
 

@@ -154,7 +154,23 @@ def test_a_name_is_a_name(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "...", "a/b", "../x", "/x", "a\\b", "a\0", "a\n", "a b", "ü", "a:b", "*"],
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "../x",
+        "/x",
+        "a\\b",
+        "a\0",
+        "a\n",
+        "a b",
+        "ü",
+        "a:b",
+        "*",
+        "...",
+        "a" * 201,
+    ],
 )
 def test_what_could_leave_its_folder_is_no_name(name):
     with pytest.raises(BadInput, match="must be a name"):
