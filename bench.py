@@ -41,7 +41,7 @@ PEAK_FLOPS = {
     "4090": 165e12,
     "3090": 71e12,
 }
-BENCH_TOKENS = 2**22  # random ones to train on
+BENCH_TOKENS = 2**22  # random ones to train on, and a sequence more
 
 
 def bench(points, n_windows=10):
@@ -94,7 +94,8 @@ def time_steps(point, n_windows):
     device = hardware.device
     forget_peak_memory(device)
     rng = np.random.default_rng(0)
-    tokens = rng.integers(point.model.vocab_size, size=BENCH_TOKENS).astype(np.uint16)
+    n_random = BENCH_TOKENS + point.model.block_size
+    tokens = rng.integers(point.model.vocab_size, size=n_random).astype(np.uint16)
     update = make_update(model, optimizer, tokens, point.training, hardware)
     update(0)[0].item()
     first_step_seconds = time.perf_counter() - started
