@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs.read import Point, TrainConfig
-from data.files import BadInput, read_json, say, sha256_of
+from data.files import BadInput, say, sha256_of
 from data.read import load_items, load_meta, load_pairs
 from hardware import choose_hardware
-from results.checks import SUMMARY
-from results.runs import described, read_analysis, refuse_other_code
+from results.runs import described, read_analysis, read_summary, refuse_other_code
 from train import fingerprint
 
 SEQUENCES = 48  # to score on, as in results/
@@ -59,8 +58,7 @@ def work_on(folder, n_sequences=None, tasks=None, old_code=False, again=False):
     "blimp": file}; an entry of one that is not among them stays, as long as weights, data and code
     do. Raises BadInput where data or code are not those that the run was trained with (old_code:
     the present code scores it all the same, which the report says)."""
-    diverged = read_json(folder / "summary.json", SUMMARY)["diverged"]
-    if diverged or not (folder / "ckpt.pt").exists():
+    if read_summary(folder)["diverged"] or not (folder / "ckpt.pt").exists():
         return None
     code = present_code(folder, old_code)
     source = source_of_scores(folder)

@@ -35,7 +35,6 @@ from data.files import (
     check_name,
     locked,
     or_one_sentence,
-    read_json,
     reason,
     refuse_dashes,
     replacing,
@@ -57,7 +56,7 @@ from hardware import (
     refuse_too_large,
 )
 from model import GPT, RemediedBlock, at_least_fp32
-from results.checks import LARGEST_LOSS, SUMMARY
+from results.checks import LARGEST_LOSS
 from results.runs import (
     copy_run,
     damaged,
@@ -65,6 +64,7 @@ from results.runs import (
     load_checkpoint,
     load_weights,
     read_log,
+    read_summary,
     twin_of,
 )
 from results.runs import load_run as load_run  # README's examples take it from here
@@ -141,11 +141,11 @@ def train(folder, point, bar_position=0, out_dir=None):
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if finished(folder, identity):
-            return read_json(folder / "summary.json", SUMMARY)
+            return read_summary(folder)
         if out_dir and (twin := twin_of(folder, identity, out_dir)):
             say(f"{folder} is the same run as {twin}: copied")
             copy_run(twin, folder, point.sweep)
-            return read_json(folder / "summary.json", SUMMARY)
+            return read_summary(folder)
         write_json(folder / "config.json", {**identity, "sweep": point.sweep})
         return train_to_the_end(folder, point, bar_position)
 

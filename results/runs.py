@@ -59,6 +59,7 @@ from results.checks import (
     SUMMARY,
     VALIDATED,
     check_data,
+    check_measured,
     check_seeds,
     refuse_impossible,
     same_numbers,
@@ -366,6 +367,16 @@ def without_copies(runs, path):
     return kept
 
 
+def read_summary(folder):
+    """What summary.json holds. Raises BadInput."""
+    try:
+        summary = read_json(folder / "summary.json", SUMMARY)
+        check_measured(summary, folder)
+    except BadInput as error:
+        raise BadInput(f"{error}; delete it, and train.py goes on from the checkpoint") from None
+    return summary
+
+
 def read_analysis(folder):
     """What analysis.json holds; None where a run has none, or diverged. Raises BadInput."""
     path = folder / "analysis.json"
@@ -379,7 +390,7 @@ def read_run(folder):
     log = [line for line in read_log(folder) if "val_loss" in line]
     fields = {
         "config": read_json(folder / "config.json", dict),
-        "summary": read_json(folder / "summary.json", SUMMARY),
+        "summary": read_summary(folder),
         "log": log,
         "analysis": read_analysis(folder),
     }

@@ -86,7 +86,7 @@ MAY_IMPORT = {
         "data.files",
     },
     "downstream": {"model"},
-    "pending": {"train", "hardware", "configs.read", "results.checks", "results.runs", *DATA},
+    "pending": {"train", "hardware", "configs.read", "results.runs", *DATA},
     "analyze": {
         "model",
         "sparsity",

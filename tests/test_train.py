@@ -1,5 +1,6 @@
 """train.py: the optimizer step against a hand-written one, runs, resuming, and what is refused."""
 
+import json
 import math
 import os
 import signal
@@ -780,6 +781,19 @@ def test_a_damaged_checkpoint_is_named(trained, refused):
     (folder / "ckpt.pt").write_bytes(checkpoint[:1000])
     message = refused(train.main, [path])
     assert "ckpt.pt" in message and "delete" in message
+
+
+@pytest.mark.parametrize("change", [{"val_loss": None}, {"diverged": True}, {"seconds": "x"}])
+def test_a_summary_that_cannot_be_is_refused_and_written_anew(trained, refused, change):
+    """A loss of a run that diverged, none of another one."""
+    path, folder = trained
+    whole = read_json(folder / "summary.json")
+    (folder / "summary.json").write_text(json.dumps({**whole, **change}), encoding="utf-8")
+    message = refused(train.main, [path])
+    assert "summary.json: " in message and "delete it, and train.py goes on" in message
+    (folder / "summary.json").unlink()
+    train.main([str(path)])
+    assert read_json(folder / "summary.json")["val_loss"] == whole["val_loss"]
 
 
 def test_bad_data_is_named(project, refused):
