@@ -331,11 +331,11 @@ def save_checkpoint(folder, model, optimizer, step, seconds):
         "seconds": seconds,
     }
     sync(folder / "log.jsonl")
-    with replacing(folder / "ckpt.pt") as temporary:
+    with replacing(folder / "ckpt.pt") as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(checkpoint, temporary)
+            torch.save(checkpoint, file)
         except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(reason(error)) from None
+            raise OSError(reason(error.__context__ or error)) from None
 
 
 # What makes a run this run -----------------------------------------------------------------------

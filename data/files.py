@@ -161,7 +161,9 @@ def read_text(path):
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 (byte {error.start}): convert it first") from None
     except IsADirectoryError:
-        raise BadInput(f"{path} is a folder: name a file in it") from None
+        raise BadInput(
+            f"{path} is a folder, where a file belongs: name one in it, or move the folder away"
+        ) from None
 
 
 def read_json(path, wanted=object):

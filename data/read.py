@@ -35,7 +35,7 @@ def load_meta(dataset):
     check_name(dataset, "dataset")
     try:
         return read_json(DATA / dataset / "meta.json", META)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(
             f"data/{dataset} is not prepared: "
             "run python data/prepare.py first (--help lists the sources)"

@@ -42,7 +42,6 @@ from data.files import (
     read_json,
     read_json_lines,
     read_text,
-    reason,
     replacing,
     say,
     shortened,
@@ -126,6 +125,8 @@ def load_checkpoint(folder, map_location):
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()  # torch.load compares no checksums
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except PermissionError:  # which no training anew would cure
+        raise
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise damaged(folder, f"{type(error).__name__}") from None
     if changed is not None:
@@ -145,8 +146,8 @@ def load_weights(model, checkpoint, folder):
     """Put the checkpoint's weights into the model; raises BadInput where they are not its own."""
     try:
         model.load_state_dict(checkpoint["model"])
-    except Exception as error:  # of another shape, under other names, or no tensors at all
-        raise damaged(folder, f"it is of another model: {reason(error)}") from None
+    except Exception:  # of another shape, under other names, or no tensors at all
+        raise damaged(folder, "it is of another model than config.json describes") from None
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise damaged(folder, "its weights are not finite")
 
@@ -196,7 +197,7 @@ def finished(folder, identity):
     if "eval_iters" in written:
         not_compared |= set(MEASURED_BY)
     changed = [
-        f"{name} was {was.get(name)}, now {value}"
+        f"{name} was {was.get(name)!r}, now {value!r}"
         for name, value in identity.items()
         if name not in not_compared and was.get(name) != value
     ]

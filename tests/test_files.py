@@ -228,6 +228,11 @@ def test_bad_json_gets_one_sentence_with_the_file(tmp_path, content):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+def test_a_folder_in_a_files_place_is_told(tmp_path):
+    with pytest.raises(BadInput, match="is a folder.*move the folder away"):
+        files.read_json(tmp_path)
+
+
 def test_json_lines_name_the_line_and_keep_unusual_separators(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text('{"a": "x\u2028y"}\n\n{"a": 3}\n', encoding="utf-8")

@@ -17,7 +17,7 @@ import train
 from configs.read import OPTIONS, Point, TrainConfig
 from conftest import REPOSITORY, TOGGLES, write_config
 from data import files, read
-from data.files import read_json
+from data.files import read_json, write_json
 from hardware import Hardware, choose_hardware
 from model import GPT, Block, GPTConfig, MoE
 from results.runs import load_run, read_log, read_runs
@@ -709,7 +709,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_goes_on(pro
         "train.main()",
     )
     result = subprocess.run(limited, capture_output=True, text=True)
-    assert result.returncode == 2 and "ckpt.pt cannot be written" in result.stderr
+    assert result.returncode == 2
+    assert "ckpt.pt cannot be written (File too large)" in result.stderr  # as the system says it
     assert len(result.stderr.strip().splitlines()) == 1
     assert not list(project.rglob("*.tmp"))
     subprocess.run(command(project, path), check=True)
@@ -794,6 +795,36 @@ def test_a_summary_that_cannot_be_is_refused_and_written_anew(trained, refused, 
     (folder / "summary.json").unlink()
     train.main([str(path)])
     assert read_json(folder / "summary.json")["val_loss"] == whole["val_loss"]
+
+
+def denied(path, *_, **__):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_to_be_deleted(trained, refused, monkeypatch):
+    path, folder = trained
+    (folder / "summary.json").unlink()
+    monkeypatch.setattr("results.runs.zipfile.ZipFile", denied)
+    message = refused(train.main, [path])
+    assert "ckpt.pt: Permission denied" in message and "delete" not in message
+
+
+def test_data_that_may_not_be_read_are_not_to_be_prepared(project, refused, monkeypatch):
+    monkeypatch.setattr("data.read.read_json", denied)
+    message = refused(train.main, [write_config(project)])
+    assert "meta.json: Permission denied" in message and "prepare" not in message
+
+
+def test_a_config_json_that_was_edited_is_told(trained, refused):
+    """As text that looks like the number, and as another depth than the weights have."""
+    path, folder = trained
+    (folder / "summary.json").unlink()
+    whole = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**whole, "learning_rate": "0.001"})
+    assert "learning_rate was '0.001', now 0.001" in refused(train.main, [path])
+    write_json(folder / "config.json", {**whole, "n_layer": 3})
+    with pytest.raises(train.BadInput, match="ckpt.pt.*another model than config.json describes"):
+        load_run(folder)
 
 
 def test_bad_data_is_named(project, refused):
