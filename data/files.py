@@ -175,10 +175,14 @@ def read_json(path, wanted=object):
 def read_json_lines(path, wanted=object, n_left_out=0):
     """Of a file that holds one value a line: [(line number, value)], without the last n_left_out
     lines. The sentence names the line, too."""
-    lines = read_text(path).split("\n")
+    return parse_json_lines(read_text(path), wanted, path, n_left_out)
+
+
+def parse_json_lines(text, wanted, source, n_left_out=0):
+    lines = text.split("\n")
     lines = lines[: len(lines) - n_left_out]
     return [
-        (number, parse_json(line, wanted, f"{path}, line {number}"))
+        (number, parse_json(line, wanted, f"{source}, line {number}"))
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -323,7 +327,8 @@ def sync(path):
 
 def write_text(path, text):
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        # A folder's name may be no UTF-8: its byte FF, which Python hands on so, becomes \udcff.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path, content):

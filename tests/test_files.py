@@ -254,6 +254,12 @@ def test_text_is_utf8_with_line_feeds(tmp_path):
     assert (tmp_path / "text.md").read_bytes() == "0.87 ± 0.02\n".encode()
 
 
+def test_a_name_that_is_no_utf8_can_be_written(tmp_path):
+    """As of a folder whose name Linux hands on byte by byte."""
+    files.write_text(tmp_path / "report.md", "# run \udcff\n")
+    assert (tmp_path / "report.md").read_bytes() == b"# run \\udcff\n"
+
+
 def test_text_is_utf8_whatever_the_locale(tmp_path):
     code = (
         "import locale, pathlib, sys; from data.files import read_json, write_text;"
