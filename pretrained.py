@@ -12,6 +12,11 @@ tokenizer. out/pretrained/<its name>/ gets analysis.json, score by score, so tha
 most one; then figures and report.md. Blocks are counted from 1 here, as in figures and reports.
 """
 
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 import hashlib
 import math

@@ -73,10 +73,12 @@ def reason(error):
 
 
 def say(text):
-    """Print a line between progress bars. Where nobody reads it any more, as behind `| head`, the
-    printing stops and the work goes on."""
+    """Print a line between progress bars, what the terminal cannot show as an escape. Where nobody
+    reads it any more, as behind `| head`, the printing stops and the work goes on."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = str(text).encode(encoding, errors="backslashreplace").decode(encoding)
     try:
-        tqdm.write(str(text))
+        tqdm.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)

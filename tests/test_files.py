@@ -53,6 +53,13 @@ def test_ctrl_c_is_one_line_that_says_what_is_safe(capsys):
     assert stop.value.code == 130 and len(lines) == 1 and "all is as it was" in lines[0]
 
 
+def test_what_a_terminal_cannot_show_is_no_error():
+    """As a run's name in another alphabet, or a plus-minus sign, under an old locale."""
+    code = "from data.files import say; say('\\u6570 \\u00b1 1')"
+    printed = python(code, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"}).stdout
+    assert printed == "\\u6570 \\xb1 1\n"
+
+
 @pytest.mark.parametrize(
     "seconds, text", [(8.4, "8 s"), (150, "2 minutes"), (5999, "100 minutes"), (9000, "2.5 hours")]
 )
@@ -67,6 +74,8 @@ COMMANDS = {
     "sparsity.py": ["sparsity.py", "none"],
     "theory.py": ["theory.py"],
     "prepare.py": ["data/prepare.py", "text", "none.txt"],
+    "pretrained.py": ["pretrained.py", "none"],
+    "hot.py": ["-m", "results.hot", "none"],
     "scaling.py": ["-m", "results.scaling"],
     "public_cost.py": ["-m", "results.public_cost"],
     "published_way.py": ["-m", "results.published_way", "none"],
