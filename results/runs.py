@@ -421,9 +421,11 @@ def publish_runs(runs, path):
     """One JSON file of a sweep's runs: DIGITS of each measured number (a config's all, fewer of
     those in FEWER_DIGITS), of the log the stream's variances, but not the branches', and scores by
     sequence of each point's first scored run, as no other's are compared. What completed added is
-    left out: it follows from the rest."""
+    left out: it follows from the rest. Raises BadInput, before it writes, for a run whose folder
+    was given a name that a file could not hand on."""
     firsts = {}
     for run in runs:
+        check_name(run.name, "to be published, the run's folder")
         if run.analysis is not None:
             firsts.setdefault(run.point, run.name)
     runs = [packed(run, by_sequence=firsts.get(run.point) == run.name) for run in runs]

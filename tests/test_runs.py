@@ -1131,9 +1131,21 @@ def test_the_same_run_twice_is_no_second_seed(tmp_path):
         read_runs(tmp_path / "sweep.json")
 
 
+def test_a_run_of_a_name_that_no_file_hands_on_is_not_published(tmp_path):
+    """Of a folder that somebody called so; what was published before stays."""
+    publish_runs(measured_runs(), tmp_path / "sweep.json")
+    before = (tmp_path / "sweep.json").read_bytes()
+    with pytest.raises(BadInput, match="to be published, the run's folder 'my run' must be a name"):
+        publish_runs([run("my run", sweep())], tmp_path / "sweep.json")
+    assert (tmp_path / "sweep.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a/b", ".", ""])
 def test_a_published_file_cannot_name_a_folder_outside(tmp_path, name):
-    publish_runs([run(name, sweep(), analysis=analysis())], tmp_path / "sweep.json")
+    path = tmp_path / "sweep.json"
+    publish_runs([run("run", sweep(), analysis=analysis())], path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"name":"run"', f'"name":"{name}"'), encoding="utf-8")
     with pytest.raises(BadInput, match="must be a name"):
         restore_runs(tmp_path / "sweep.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()
