@@ -63,7 +63,14 @@ from pending import (
 )
 from results.hot import draw_beside
 from results.report import counted, report_all, report_sweep
-from results.runs import described, load_run, publish_runs, read_runs, restore_runs
+from results.runs import (
+    described,
+    folders_with,
+    load_run,
+    publish_runs,
+    read_runs,
+    restore_runs,
+)
 from results.scores import (
     TINY,
     causal_changes,
@@ -841,7 +848,8 @@ def announce(path, to_do):
 
 def analyse_sweep(path, arguments):
     """Scores, figures and report of one sweep's folder or published file; returns its Sweep."""
-    score_sweep(path, arguments)
+    if path.suffix != ".json":
+        score_sweep(path, arguments)
     runs = read_runs(path)
     target = path.with_name(name_of(path))
     if arguments.publish and any(run.analysis for run in runs):
@@ -860,9 +868,9 @@ LESS_AT_ONCE = (
 
 def score_sweep(path, arguments):
     """All runs are looked at before the first is scored."""
-    folders = sorted(file.parent for file in path.glob("*/summary.json"))
-    started = {file.parent for file in path.glob("*/config.json")}
-    if unfinished := sorted(folder.name for folder in started - set(folders)):
+    folders = folders_with("summary.json", path)
+    started = folders_with("config.json", path)
+    if unfinished := [folder.name for folder in started if folder not in folders]:
         say(f"{path}: left out, as not trained to the end: {', '.join(unfinished)}")
     tasks = tasks_of(arguments)
     to_do = {}

@@ -12,7 +12,13 @@ from configs.read import Point, TrainConfig
 from data.files import BadInput, say, sha256_of
 from data.read import load_items, load_meta, load_pairs
 from hardware import choose_hardware
-from results.runs import described, read_analysis, read_summary, refuse_other_code
+from results.runs import (
+    described,
+    read_analysis,
+    read_summary,
+    refuse_other_code,
+    refuse_other_data,
+)
 from train import fingerprint
 
 SEQUENCES = 48  # to score on, as in results/
@@ -95,20 +101,11 @@ def present_code(folder, old_code):
     old_code, are not those that the run was trained with."""
     model_config, config, written = described(folder)
     code = fingerprint(Point(model_config, config, sweep={}))
-    refuse_other_data(folder, written, config)
+    refuse_other_data(folder)
     if not old_code:
         or_else = ", or give --old_code to score it by the present code"
         refuse_other_code(folder, written, code, or_else)
     return code
-
-
-def refuse_other_data(folder, written, config):
-    now = load_meta(config.dataset)["sha256"]
-    if written.get("data_sha256", now) != now:
-        raise BadInput(
-            f"data/{config.dataset} is not what {folder} was trained on: prepare it as it was, "
-            "or train again"
-        )
 
 
 def source_of_scores(folder):

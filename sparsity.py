@@ -21,7 +21,7 @@ import torch
 
 from data.files import matched, or_one_sentence
 from data.read import held_out_sequences
-from results.runs import load_run
+from results.runs import load_run, refuse_other_data
 from results.scores import TINY
 
 SMALL_WEIGHT = 1e-3  # a twentieth of the standard deviation at initialisation
@@ -184,6 +184,7 @@ def print_table(result, name):
 def print_tables(folders):
     for folder in matched(folders):
         model, config = load_run(folder)
+        refuse_other_data(folder)
         idx, _ = held_out_sequences(config, model.config, TABLE_SEQUENCES)
         print_table(densities(model, idx), folder)
 

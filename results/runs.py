@@ -48,6 +48,7 @@ from data.files import (
     write_json,
     write_text,
 )
+from data.read import load_meta
 from model import GPT
 from results.checks import (
     ANALYSIS,
@@ -219,6 +220,17 @@ def refuse_other_code(folder, written, code, or_else=""):
         )
 
 
+def refuse_other_data(folder):
+    """Raises BadInput where the dataset of a run is not, or no longer, what it was trained on."""
+    _, config, written = described(folder)
+    now = load_meta(config.dataset)["sha256"]
+    if written.get("data_sha256", now) != now:
+        raise BadInput(
+            f"data/{config.dataset} is not what {folder} was trained on: prepare it as it was, "
+            "or train again"
+        )
+
+
 def twin_of(folder, identity, out_dir):
     """Another folder of a finished run of this identity, in any sweep in out_dir, or None."""
 
@@ -347,12 +359,18 @@ def read_runs(path):
     if path.suffix == ".json":
         runs = completed(read_published(path))
     else:
-        folders = sorted(file.parent for file in path.glob("*/summary.json"))
-        runs = completed([read_run(folder) for folder in folders])
+        runs = completed([read_run(folder) for folder in folders_with("summary.json", path)])
         runs = without_copies(sorted(runs, key=lambda run: run.order), path)
     check_seeds(runs, path)
     check_data(runs, path)
     return runs
+
+
+def folders_with(name, path):
+    """A sweep's folders that hold a file of this name, sorted. Raises PermissionError for one that
+    may not be looked into, which a pattern would leave out in silence."""
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    return [folder for folder in folders if folder / name in folder.iterdir()]
 
 
 def without_copies(runs, path):

@@ -30,7 +30,14 @@ MAY_IMPORT = {
     "fast": {"model"},
     "results.scores": set(),
     "results.checks": {"configs.read", "data.files", "results.scores"},
-    "results.runs": {"model", "configs.read", "data.files", "results.checks", "results.scores"},
+    "results.runs": {
+        "model",
+        "configs.read",
+        "data.files",
+        "data.read",
+        "results.checks",
+        "results.scores",
+    },
     "results.verdicts": set(),
     "results.claims": {
         "model",

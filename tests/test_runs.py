@@ -6,6 +6,7 @@ import random
 import shutil
 from copy import deepcopy
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -1129,6 +1130,21 @@ def test_the_same_run_twice_is_no_second_seed(tmp_path):
     publish_runs([run("run", sweep()), run("run", sweep())], tmp_path / "sweep.json")
     with pytest.raises(BadInput, match="holds run twice"):
         read_runs(tmp_path / "sweep.json")
+
+
+def test_a_run_that_may_not_be_looked_into_is_not_left_out(tmp_path, monkeypatch):
+    for seed in (0, 1):
+        write_folder(tmp_path / f"seed={seed}", run(f"seed={seed}", sweep("seed"), seed=seed))
+    listed = Path.iterdir
+
+    def denied(path):
+        if path.name == "seed=1":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(PermissionError):
+        read_runs(tmp_path)
 
 
 def test_a_run_of_a_name_that_no_file_hands_on_is_not_published(tmp_path):

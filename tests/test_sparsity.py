@@ -1,13 +1,15 @@
 """sparsity.py: densities of models whose answer is known."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import sparsity
-from conftest import TOGGLES, build, tokens
+import train
+from conftest import TOGGLES, build, tokens, write_config, write_data
 
 # Weights -----------------------------------------------------------------------------------------
 
@@ -143,3 +145,16 @@ def test_expert_density_counts_shared_experts_as_used(options, density):
 def test_key_value_density(n_kv_head, density):
     result = sparsity.densities(build(n_kv_head=n_kv_head), tokens())
     assert result["key_value"] == density
+
+
+# Command line ------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_data_are_others_now_is_refused(project, refused, capsys):
+    """As its attention would be that to another text."""
+    train.main([str(write_config(project)), "--n_layer=1"])
+    sparsity.main(["out/small/run"])
+    assert "keys in use" in capsys.readouterr().out
+    shutil.rmtree(project / "data/tiny")
+    write_data(project / "data/tiny", n_train=3999)
+    assert "data/tiny is not what" in refused(sparsity.main, ["out/small/run"])
