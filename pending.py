@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from configs.read import Point, TrainConfig
 from data.files import BadInput, say, sha256_of
-from data.read import load_items, load_meta, load_pairs
+from data.read import load_items, load_meta, load_pairs, n_held_out
 from hardware import choose_hardware
 from results.runs import (
     described,
@@ -60,17 +60,19 @@ def work_on(folder, n_sequences=None, tasks=None, old_code=False, again=False):
     """The Work that a finished run still needs, or None: it diverged, or has no weights any more,
     as a restored one, or is scored just so (again: then, too, it is to do).
 
-    n_sequences None: as many as it is scored on already, or default_sequences. tasks: {"task",
-    "blimp": file}; an entry of one that is not among them stays, as long as weights, data and code
-    do. Raises BadInput where data or code are not those that the run was trained with (old_code:
-    the present code scores it all the same, which the report says)."""
+    n_sequences None: as many as it is scored on already, or default_sequences; and never more than
+    there are. tasks: {"task", "blimp": file}; an entry of one that is not among them stays, as long
+    as weights, data and code do. Raises BadInput where data or code are not those that the run was
+    trained with (old_code: the present code scores it all the same, which the report says)."""
     if read_summary(folder)["diverged"] or not (folder / "ckpt.pt").exists():
         return None
     code = present_code(folder, old_code)
     source = source_of_scores(folder)
     analysis = read_analysis(folder) or {}
     tasks = tasks or {}
+    model_config, config, _ = described(folder)
     n_sequences = n_sequences or analysis.get("sequences") or default_sequences()
+    n_sequences = min(n_sequences, n_held_out(config, model_config))
 
     was = analysis.get("scored_from", {})
     there = {part: scored for part, scored in was.items() if scored.startswith(source)}
@@ -179,7 +181,9 @@ def what_to_name(path):
 
 
 def refuse_options(arguments, sweeps):
-    """Raises BadInput where options ask for what these sweeps cannot have."""
+    """Raises BadInput for options that do not go together, or that these sweeps cannot have."""
+    if arguments.restore and arguments.publish:
+        raise BadInput("--restore makes run folders and stops: give --publish in a second command")
     if all(path.suffix == ".json" for path in sweeps):
         scoring = ("sequences", "task", "blimp", "again", "old_code")
         if given := [name for name in scoring if getattr(arguments, name)]:

@@ -146,15 +146,22 @@ def held_out_sequences(
     """
     tokens = load_tokens(config.dataset, "val", model_config)
     T = min(length, model_config.block_size)
-    n_there = len(tokens) // (T + 1) // 2
-    if n_there == 0:
-        raise BadInput(
-            f"data/{config.dataset}/val.bin has {len(tokens):,} tokens, too few for two sequences "
-            f"of {T}, one to fit on and one to score: prepare data/{config.dataset} with more text"
-        )
-    n_sequences = min(n_sequences, n_there)
+    n_sequences = min(n_sequences, n_held_out(config, model_config, length))
     offsets = np.linspace(0, len(tokens) - T - 1, 2 * n_sequences).astype(int)
     return take_sequences(tokens, offsets[parity::2], T, device)
+
+
+def n_held_out(config, model_config, length=SCORED_LENGTH):
+    """How many sequences there are for held_out_sequences, of either parity. Raises BadInput where
+    there are none."""
+    T = min(length, model_config.block_size)
+    n_tokens = load_meta(config.dataset)["tokens"]["val"]
+    if n_tokens < 2 * (T + 1):
+        raise BadInput(
+            f"data/{config.dataset}/val.bin has {n_tokens:,} tokens, too few for two sequences "
+            f"of {T}, one to fit on and one to score: prepare data/{config.dataset} with more text"
+        )
+    return n_tokens // (T + 1) // 2
 
 
 def load_items(path):
@@ -165,9 +172,11 @@ def load_items(path):
     items = []
     for number, item in read_json_lines(path, ITEM):
         texts = [item["context"], *item["choices"]]
-        if not all(text.strip() for text in texts) or item["answer"] >= len(item["choices"]):
+        n_choices = len(item["choices"])
+        is_text = all(text.strip() for text in texts)
+        if not is_text or n_choices < 2 or item["answer"] >= n_choices:
             raise BadInput(
-                f"{path}, line {number}: context and choices must hold text, "
+                f"{path}, line {number}: context and two choices or more must hold text, "
                 "and answer must be the index of a choice, from 0"
             )
         items.append(item)

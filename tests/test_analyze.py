@@ -912,6 +912,16 @@ def test_scores_stay_on_as_many_sequences_as_they_are_on(trained):
     assert entries(run)["sequences"] == 3
 
 
+def test_scores_on_all_sequences_that_there_are_stay(trained, capsys):
+    """600 tokens of val.bin are 600 // 17 // 2 = 17 of either parity, whatever is asked for."""
+    sweep, run = trained
+    first = scored(sweep, "--sequences", "1000")
+    assert "on 17 sequences each" in capsys.readouterr().out
+    for options in ([], ["--sequences", "1000"], ["--sequences", "18"]):
+        analyze.main([str(sweep), *options])
+        assert (run / "analysis.json").stat().st_mtime_ns == first
+
+
 def test_a_task_by_other_code_goes_and_that_is_said(trained, project, capsys, monkeypatch):
     sweep, run = trained
     scored(sweep, "--task", written(project / "a.jsonl", ITEMS))
@@ -1134,6 +1144,12 @@ def test_published_files_cannot_be_scored(project, refused, option):
     written(project / "sweep.json", ["[]"])
     message = refused(analyze.main, ["sweep.json", *option])
     assert message.count(option[0]) == 1 and "name their folder" in message
+
+
+def test_restoring_does_not_publish(project, refused):
+    written(project / "sweep.json", ["[]"])
+    message = refused(analyze.main, ["sweep.json", "--restore", "out", "--publish", "results"])
+    assert "--publish in a second command" in message and not (project / "results").exists()
 
 
 def test_runs_that_were_not_finished_are_named(trained, capsys):
