@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 import argparse
 import math
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -34,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.files import or_one_sentence, write_json
+from data.files import or_one_sentence, say, write_json
 from model import (
     GPT,
     INIT_STD,
@@ -493,12 +494,12 @@ def theory_of_cases(folder, n_seeds=32):
             "standard_error": (simulated.std(dim=0) / math.sqrt(n_seeds)).tolist(),
         }
     write_theory(folder, "theory", theory_figure(cases), n_seeds, cases=cases)
-    print(f"{'case':24}{'var(h_1)':>12}{'var(h_32)':>12}{'predicted':>12}{'largest gap':>13}")
+    say(f"{'case':24}{'var(h_1)':>12}{'var(h_32)':>12}{'predicted':>12}{'largest gap':>13}")
     for name, case in cases.items():
         predicted, simulated = case["predicted"], case["simulated"]
         gap = max(abs(p / s - 1) for p, s in zip(predicted, simulated, strict=True))
         ends = f"{simulated[1]:12.2e}{simulated[-1]:12.2e}{predicted[-1]:12.2e}"
-        print(f"{name:24}{ends}{gap:12.1%}")
+        say(f"{name:24}{ends}{gap:12.1%}")
 
 
 def write_theory(folder, name, figure, n_seeds, **numbers):
@@ -544,7 +545,7 @@ def theory_of_masks(folder, n_seeds=16, depths=(1, 4, 16)):
             verdict, effect, half, p = judge(growth, "rises", log=True, margin=margin)
             verdicts = {"verdict": verdict, "effect": effect, "half": half, "p": p}
             patterns[name]["verdicts"][layer] = verdicts
-            print(
+            say(
                 f"C10, {name}, {layer:2} blocks: log growth {effect:+.3f} ± {half:.3f} "
                 f"from a mask to the next denser one: {verdict}"
             )
@@ -553,9 +554,10 @@ def theory_of_masks(folder, n_seeds=16, depths=(1, 4, 16)):
 
 
 def write_both(folder):
-    """What theory_of_cases and theory_of_masks write, into folder, which is made at once: whether
-    it can be is not to be learned minutes later."""
+    """What theory_of_cases and theory_of_masks write, into folder, which is made and tried at once:
+    whether it can be written is not to be learned minutes later."""
     folder.mkdir(exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
     theory_of_cases(folder)
     theory_of_masks(folder)
 

@@ -1,7 +1,9 @@
 """sparsity.py: densities of models whose answer is known."""
 
 import math
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -158,3 +160,12 @@ def test_a_run_whose_data_are_others_now_is_refused(project, refused, capsys):
     shutil.rmtree(project / "data/tiny")
     write_data(project / "data/tiny", n_train=3999)
     assert "data/tiny is not what" in refused(sparsity.main, ["out/small/run"])
+
+
+def test_a_closed_pipe_stops_only_the_printing(project, monkeypatch):
+    train.main([str(write_config(project)), "--n_layer=1"])
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as nobody_reads:
+        monkeypatch.setattr(sys, "stdout", nobody_reads)
+        sparsity.main(["out/small/run", "out/small/run"])
