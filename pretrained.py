@@ -378,12 +378,9 @@ def score_and_keep(job, identity, analysis, device):
             began = time.perf_counter()
             entries, errors = function(model, passages)
             seconds = time.perf_counter() - began
-            about = {
-                **job.about,
-                "seconds": seconds,
-                "peak_GiB": peak_memory(device),
-                "identity": identity[score],
-            }
+            about = {**job.about, "seconds": seconds, "identity": identity[score]}
+            if math.isfinite(peak := peak_memory(device)):  # on Windows' CPU it is not
+                about["peak_GiB"] = peak
             analysis = with_score(analysis, score, entries, errors, about)
             write_json(job.out / "analysis.json", analysis)
 
