@@ -6,7 +6,7 @@
     python analyze.py out/demo --task my.jsonl also the accuracy on your own multiple-choice items
     python analyze.py out/depth --blimp tasks/blimp.jsonl   and on pairs of sentences
 
-Every score is a function of a model and token ids that a student can call:
+Every score is a function of a model and token ids, or of another score, that a student can call:
 
     model, config = load_run("out/demo/n_layer=8")
     idx, targets = held_out_sequences(config, model.config, n_sequences=16)
@@ -49,7 +49,7 @@ from data.read import (
     take_sequences,
 )
 from downstream import choice_accuracy, minimal_pairs
-from hardware import choose_hardware, fast, memory_errors_explained
+from hardware import GIB, choose_hardware, fast, memory_errors_explained
 from model import GPT
 from pending import (
     CPU_SEQUENCES,
@@ -97,7 +97,7 @@ from train import branches_add_up, open_block, variance_of
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
-JACOBIAN_SHARE = 12  # one sequence in so many for the Jacobian, which costs as much as all else
+JACOBIAN_SHARE = 12  # one sequence in so many for the Jacobian, of three passes a feature
 DENSITY_SEQUENCES = 16  # at most
 SHORT_CONTEXT = 64  # tokens, of which 32 to 63 stand before a target
 SAME_TARGETS_SHARE = 1 / 4  # of eval_tokens
@@ -839,7 +839,7 @@ def announce(path, to_do):
     in_part = "; what needs float64 runs on the CPU" if device.type == "mps" else ""
     say(
         f"{path}: scoring {counted(len(whole), 'run')} on {max(whole.values())} sequences each "
-        f"takes about {duration(seconds)} and {max(0.1, most_bytes / 2**30):.1f} GiB here{in_part}"
+        f"takes about {duration(seconds)} and {max(0.1, most_bytes / GIB):.1f} GiB here{in_part}"
     )
 
 

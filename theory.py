@@ -61,7 +61,7 @@ SCORES = torch.linspace(-6.5, 6.5, 241, dtype=torch.float64)  # in units of thei
 # The stack ---------------------------------------------------------------------------------------
 
 
-def predict_variance(config, idx, keep=1.0, std=INIT_STD):
+def predict_variance(config, idx, keep=1.0):
     """Variance of the stream at initialisation, [h_0, ..., h_L], averaged over positions and over
     the sequences idx, (T,) or (N, T); the blocks' weights are kept with probability `keep`. Exact
     as widths grow, but where attention_branch, attended_variance and moe_routing approximate; only
@@ -75,13 +75,13 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
     Layer-norm scaling divides a block's inputs, hence its s2, by its number. An embedding norm
     leaves h_0 a variance of 1."""
     idx = idx.reshape(-1, idx.shape[-1])
-    s2 = keep * std**2
+    s2 = keep * INIT_STD**2
     s2_in = [s2 / (l if config.layer_norm_scaling else 1) for l in range(1, 1 + config.n_layer)]
     statistics = {each: attention_statistics(config, idx.shape[1], each) for each in set(s2_in)}
 
     def curve(rows):
         equal = sum((row[:, None] == row[None, :]).double() for row in rows) / len(rows)
-        covariance = std**2 * equal
+        covariance = INIT_STD**2 * equal
         if config.embedding_norm:
             covariance = behind_norm(covariance)
         return np.array(variance_curve(config, covariance, s2, s2_in, statistics))

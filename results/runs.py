@@ -2,7 +2,7 @@
 
     out/<config>/<run>/config.json      every option, the data's hash, and what the sweep varies
                        log.jsonl        a line per logging step
-                       ckpt.pt          weights and optimizer after the last evaluation
+                       ckpt.pt          weights and optimizer as of the last checkpoint
                        summary.json     there once the run is finished
                        analysis.json    there once it is scored, by analyze.py
     results/<config>.json               the same of all its runs, without weights, a line each
@@ -215,7 +215,7 @@ def refuse_other_code(folder, written, code, or_else=""):
     """Raises BadInput where a config.json says that other code trained; older ones do not say."""
     if written.get("code", code) != code:
         raise BadInput(
-            f"{folder} was trained by other code: two small steps and a validation came to "
+            f"{folder} was trained by other code: three small steps and a validation came to "
             f"{written['code']}, and come to {code} now; train anew in another --out_dir{or_else}"
         )
 
