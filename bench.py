@@ -21,6 +21,7 @@ from dataclasses import astuple
 import numpy as np
 import torch
 
+from configs.read import parse_arguments
 from data.files import duration, or_one_sentence, say
 from hardware import (
     choose_hardware,
@@ -29,7 +30,7 @@ from hardware import (
     memory_errors_explained,
     peak_memory,
 )
-from train import build_training, make_update, parse_arguments, points_that_fit
+from train import build_training, make_update, points_that_fit
 
 # Dense bf16, by data sheet; a device's name contains one of these.
 PEAK_FLOPS = {

@@ -6,7 +6,7 @@
 
 Each point of a config (configs/read.py) trains into out/<config>/<point>/: config.json, log.jsonl,
 ckpt.pt and, once it is finished, summary.json. The same command, started again after any kind of
-death, skips what is finished and goes on from the last evaluation.
+death, skips what is finished and goes on from the last checkpoint.
 """
 
 from data import interrupt
@@ -14,7 +14,6 @@ from data import interrupt
 if __name__ == "__main__":
     interrupt.before_imports()
 
-import argparse
 import json
 import math
 import statistics
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs.read import OPTIONS, help_of_options, load_points, parse_override
+from configs.read import load_points, parse_arguments
 from data.files import (
     BadInput,
     append_line,
@@ -36,7 +35,6 @@ from data.files import (
     locked,
     or_one_sentence,
     reason,
-    refuse_dashes,
     replacing,
     say,
     sync,
@@ -67,7 +65,6 @@ from results.runs import (
     read_summary,
     twin_of,
 )
-from results.runs import load_run as load_run  # README's examples take it from here
 
 # The step ----------------------------------------------------------------------------------------
 
@@ -534,33 +531,6 @@ def uncompiled(device):
 
 
 # Command line ------------------------------------------------------------------------------------
-
-
-def parse_arguments(argv, program, description):
-    """The config's path and {option: [values]} of a program that takes a config and its options,
-    such as train.py."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=f"python {program} CONFIG [--option=value ...]",
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
-    comments = help_of_options()
-    for name, field in OPTIONS.items():
-        text = f"{comments[name]} (default {field.default})"
-        parser.add_argument(f"--{name}", metavar=field.type.__name__, help=text)
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise BadInput(
-            f"{unknown[0]} is no option: options are written --name=value, and "
-            f"python {program} --help lists them all"
-        )
-    refuse_dashes(arguments)
-    arguments = vars(arguments)
-    path = Path(arguments.pop("config"))
-    given = {name: text for name, text in arguments.items() if text is not None}
-    return path, {name: parse_override(name, text) for name, text in given.items()}
 
 
 def points_that_fit(path, overrides):

@@ -79,7 +79,7 @@ MAY_IMPORT = {
     },
     "hardware": {"model", "fast", "data.files"},
     "train": {"model", "hardware", "configs.read", "results.checks", "results.runs", *DATA},
-    "bench": {"train", "hardware", *DATA},
+    "bench": {"train", "hardware", "configs.read", *DATA},
     "sparsity": {"results.runs", "results.scores", *DATA},
     "theory": {
         "model",
