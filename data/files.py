@@ -28,6 +28,7 @@ except ModuleNotFoundError:  # Windows
 if sys.version_info < (3, 11):  # noqa: UP036  who runs an older one has not read pyproject.toml
     sys.exit(f"nanodepth needs Python 3.11 or later, and this is {sys.version.split()[0]}")
 
+tqdm.get_lock()  # made now, as Ctrl-C while the first line makes it would be another error
 LARGEST = sys.float_info.max
 DATA_FILES = ("train.bin", "val.bin", "choices.jsonl")  # of a dataset, beside meta.json
 

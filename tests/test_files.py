@@ -138,6 +138,12 @@ def test_a_closed_pipe_stops_only_the_printing(tmp_path):
     assert (tmp_path / "end").read_text(encoding="utf-8") == "went on"
 
 
+def test_what_printing_locks_is_there_before_the_first_line():
+    """As tqdm, stopped while it makes its lock, raises AttributeError and not KeyboardInterrupt."""
+    code = "import data.files; from tqdm import tqdm; print('_lock' in vars(tqdm))"
+    assert python(code).stdout == "True\n"
+
+
 def test_an_old_python_is_told_which_one_is_needed():
     code = (
         "import sys; sys.version_info, sys.version = (3, 10, 9), '3.10.9 (main)'; import data.files"
