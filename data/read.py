@@ -80,17 +80,25 @@ def refuse_changed(dataset, meta):
         if not path.exists():
             raise BadInput(f"there is no {path}: prepare data/{dataset} again")
     times = [path.stat().st_mtime_ns for path in paths]
-    if hash_at(tuple(paths), tuple(times)) != meta["sha256"]:
+    sha256, largest = contents_at(tuple(paths), tuple(times))
+    if sha256 != meta["sha256"]:
         raise BadInput(
             f"the files of data/{dataset} have changed since meta.json was written: prepare "
             "it again, and give choices of your own by --task"
         )
+    if largest >= meta["vocab_size"]:
+        raise BadInput(
+            f"data/{dataset}/val.bin has the token {largest}, which does not fit meta.json's "
+            f"vocab_size = {meta['vocab_size']}: prepare data/{dataset} again"
+        )
 
 
 @lru_cache
-def hash_at(paths, times):
-    """sha256_of, counted once however often it is asked for; times: when the files changed."""
-    return sha256_of(paths)
+def contents_at(paths, times):
+    """sha256_of the DATA_FILES, and the largest token in val.bin, which end-of-text makes
+    vocab_size - 1: found once, however often they are asked for; times: when the files changed."""
+    val = np.fromfile(paths[DATA_FILES.index("val.bin")], dtype=np.uint16)
+    return sha256_of(paths), int(val.max(initial=0))
 
 
 def take_sequences(tokens, offsets, block_size, device):

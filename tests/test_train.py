@@ -797,6 +797,15 @@ def test_a_summary_that_cannot_be_is_refused_and_written_anew(trained, refused, 
     assert read_json(folder / "summary.json")["val_loss"] == whole["val_loss"]
 
 
+def test_a_vocabulary_smaller_than_the_tokens_is_refused(project, refused):
+    """The dataset's tokens go up to 59, and their hash does not say what meta.json says of them."""
+    meta = read_json(project / "data/tiny/meta.json")
+    write_json(project / "data/tiny/meta.json", {**meta, "vocab_size": 59})
+    message = refused(train.main, [write_config(project)])
+    assert "val.bin has the token 59" in message and "vocab_size = 59" in message
+    assert not (project / "out").exists()
+
+
 def denied(path, *_, **__):
     raise PermissionError(13, "Permission denied", str(path))
 
