@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from configs.read import TrainConfig
 from data import read
-from data.files import duration, matched, or_one_sentence, refuse_dashes, say, write_json
+from data.files import duration, locked, matched, or_one_sentence, refuse_dashes, say, write_json
 from data.prepare import tokenizer
 from data.read import (
     SCORED_LENGTH,
@@ -847,9 +847,16 @@ def announce(path, to_do):
 
 
 def analyse_sweep(path, arguments):
-    """Scores, figures and report of one sweep's folder or published file; returns its Sweep."""
-    if path.suffix != ".json":
+    """Scores, figures and report of one sweep's folder or published file; returns its Sweep. Raises
+    BadInput where another process works on the same folder."""
+    if path.suffix == ".json":
+        return publish_and_report(path, arguments)
+    with locked(path):
         score_sweep(path, arguments)
+        return publish_and_report(path, arguments)
+
+
+def publish_and_report(path, arguments):
     runs = read_runs(path)
     target = path.with_name(name_of(path))
     if arguments.publish and any(run.analysis for run in runs):

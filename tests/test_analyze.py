@@ -18,6 +18,7 @@ import pending
 import train
 from configs.read import TrainConfig
 from conftest import REPOSITORY, TOGGLES, as_if_trained, each_toggle, write_data
+from data import files
 from model import GPT, GPTConfig
 from results import scores
 
@@ -1144,6 +1145,17 @@ def test_published_files_cannot_be_scored(project, refused, option):
     written(project / "sweep.json", ["[]"])
     message = refused(analyze.main, ["sweep.json", *option])
     assert message.count(option[0]) == 1 and "name their folder" in message
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
+def test_two_processes_do_not_score_one_sweep(trained, refused):
+    """As both would write to analysis.json.tmp, and one would take the other's half for its own."""
+    sweep, run = trained
+    with files.locked(sweep):
+        assert "in use by another process" in refused(analyze.main, [sweep, "--sequences", "2"])
+    assert not (run / "analysis.json").exists()
+    analyze.main([str(sweep), "--sequences", "2"])
+    assert (run / "analysis.json").exists()
 
 
 def test_restoring_does_not_publish(project, refused):
