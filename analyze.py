@@ -885,7 +885,8 @@ def score_sweep(path, arguments):
         work = work_on(folder, arguments.sequences, tasks, arguments.old_code, arguments.again)
         if work is not None:
             to_do[folder] = work
-    announce(path, to_do)
+    with memory_errors_explained(f"scoring {path}", LESS_AT_ONCE):
+        announce(path, to_do)
     for folder, work in tqdm(to_do.items(), desc=path.name, unit="run", disable=None, leave=False):
         with memory_errors_explained(f"scoring {folder}", LESS_AT_ONCE):
             analyse_run(folder, work)

@@ -21,6 +21,7 @@ import torch
 
 from data.files import matched, or_one_sentence, say
 from data.read import held_out_sequences
+from hardware import memory_errors_explained
 from results.runs import load_run, refuse_other_data
 from results.scores import TINY
 
@@ -186,10 +187,11 @@ def table_of(result):
 
 def say_tables(folders):
     for folder in matched(folders):
-        model, config = load_run(folder)
-        refuse_other_data(folder)
-        idx, _ = held_out_sequences(config, model.config, TABLE_SEQUENCES)
-        say(f"{folder}\n{table_of(densities(model, idx))}")
+        with memory_errors_explained(f"measuring {folder}", "lower TABLE_SEQUENCES in sparsity.py"):
+            model, config = load_run(folder)
+            refuse_other_data(folder)
+            idx, _ = held_out_sequences(config, model.config, TABLE_SEQUENCES)
+            say(f"{folder}\n{table_of(densities(model, idx))}")
 
 
 def main(argv=None):

@@ -863,15 +863,17 @@ def entries(run):
     return json.loads((run / "analysis.json").read_text(encoding="utf-8"))
 
 
-def test_scoring_out_of_memory_says_what_helps_scoring(trained, refused, monkeypatch):
+@pytest.mark.parametrize("step", ["analyse_run", "seconds_per_operation"])
+def test_scoring_out_of_memory_says_what_helps_scoring(trained, refused, monkeypatch, step):
+    """Also where the first model is but timed."""
     sweep, run = trained
 
     def run_out(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(analyze, "analyse_run", run_out)
+    monkeypatch.setattr(analyze, step, run_out)
     sentence = refused(analyze.main, [sweep])
-    assert f"scoring {sweep / run.name} is out of GPU memory: score on the CPU" in sentence
+    assert f"scoring {sweep}" in sentence and "is out of GPU memory: score on the CPU" in sentence
     assert "NUMBERS_AT_ONCE in analyze.py" in sentence and hasattr(analyze, "NUMBERS_AT_ONCE")
     assert not (run / "analysis.json").exists()
 

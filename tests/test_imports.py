@@ -80,7 +80,7 @@ MAY_IMPORT = {
     "hardware": {"model", "fast", "data.files"},
     "train": {"model", "hardware", "configs.read", "results.checks", "results.runs", *DATA},
     "bench": {"train", "hardware", "configs.read", *DATA},
-    "sparsity": {"results.runs", "results.scores", *DATA},
+    "sparsity": {"hardware", "results.runs", "results.scores", *DATA},
     "theory": {
         "model",
         "results.claims",

@@ -162,6 +162,16 @@ def test_a_run_whose_data_are_others_now_is_refused(project, refused, capsys):
     assert "data/tiny is not what" in refused(sparsity.main, ["out/small/run"])
 
 
+def test_memory_that_runs_out_is_one_sentence(project, refused):
+    """Of a model that its config.json makes a trillion times as wide."""
+    train.main([str(write_config(project)), "--n_layer=1"])
+    path = project / "out/small/run/config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"n_embd": 16', '"n_embd": 16000000000000'), encoding="utf-8")
+    message = refused(sparsity.main, ["out/small/run"])
+    assert "measuring out/small/run is out of memory: lower TABLE_SEQUENCES" in message
+
+
 def test_a_closed_pipe_stops_only_the_printing(project, monkeypatch):
     train.main([str(write_config(project)), "--n_layer=1"])
     reading, writing = os.pipe()
