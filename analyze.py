@@ -6,7 +6,7 @@
     python analyze.py out/demo --task my.jsonl also the accuracy on your own multiple-choice items
     python analyze.py out/depth --blimp tasks/blimp.jsonl   and on pairs of sentences
 
-Every score is a function of a model and token ids that a student can call:
+Every score is a function of a model and token ids, or of another score, that a student can call:
 
     model, config = load_run("out/demo/n_layer=8")
     idx, targets = held_out_sequences(config, model.config, n_sequences=16)
@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from configs.read import TrainConfig
 from data import read
-from data.files import duration, matched, or_one_sentence, refuse_dashes, say, write_json
+from data.files import duration, locked, matched, or_one_sentence, refuse_dashes, say, write_json
 from data.prepare import tokenizer
 from data.read import (
     SCORED_LENGTH,
@@ -49,7 +49,7 @@ from data.read import (
     take_sequences,
 )
 from downstream import choice_accuracy, minimal_pairs
-from hardware import choose_hardware, fast, memory_errors_explained
+from hardware import GIB, choose_hardware, fast, memory_errors_explained
 from model import GPT
 from pending import (
     CPU_SEQUENCES,
@@ -63,7 +63,14 @@ from pending import (
 )
 from results.hot import draw_beside
 from results.report import counted, report_all, report_sweep
-from results.runs import described, load_run, publish_runs, read_runs, restore_runs
+from results.runs import (
+    described,
+    folders_with,
+    load_run,
+    publish_runs,
+    read_runs,
+    restore_runs,
+)
 from results.scores import (
     TINY,
     causal_changes,
@@ -90,7 +97,7 @@ from train import branches_add_up, open_block, variance_of
 
 NUMBERS_AT_ONCE = 2**30  # cached states and logits held together, 4 bytes each
 TOKENS_AT_ONCE = 2**15
-JACOBIAN_SHARE = 12  # one sequence in so many for the Jacobian, which costs as much as all else
+JACOBIAN_SHARE = 12  # one sequence in so many for the Jacobian, of three passes a feature
 DENSITY_SEQUENCES = 16  # at most
 SHORT_CONTEXT = 64  # tokens, of which 32 to 63 stand before a target
 SAME_TARGETS_SHARE = 1 / 4  # of eval_tokens
@@ -832,7 +839,7 @@ def announce(path, to_do):
     in_part = "; what needs float64 runs on the CPU" if device.type == "mps" else ""
     say(
         f"{path}: scoring {counted(len(whole), 'run')} on {max(whole.values())} sequences each "
-        f"takes about {duration(seconds)} and {max(0.1, most_bytes / 2**30):.1f} GiB here{in_part}"
+        f"takes about {duration(seconds)} and {max(0.1, most_bytes / GIB):.1f} GiB here{in_part}"
     )
 
 
@@ -840,8 +847,16 @@ def announce(path, to_do):
 
 
 def analyse_sweep(path, arguments):
-    """Scores, figures and report of one sweep's folder or published file; returns its Sweep."""
-    score_sweep(path, arguments)
+    """Scores, figures and report of one sweep's folder or published file; returns its Sweep. Raises
+    BadInput where another process works on the same folder."""
+    if path.suffix == ".json":
+        return publish_and_report(path, arguments)
+    with locked(path):
+        score_sweep(path, arguments)
+        return publish_and_report(path, arguments)
+
+
+def publish_and_report(path, arguments):
     runs = read_runs(path)
     target = path.with_name(name_of(path))
     if arguments.publish and any(run.analysis for run in runs):
@@ -860,9 +875,9 @@ LESS_AT_ONCE = (
 
 def score_sweep(path, arguments):
     """All runs are looked at before the first is scored."""
-    folders = sorted(file.parent for file in path.glob("*/summary.json"))
-    started = {file.parent for file in path.glob("*/config.json")}
-    if unfinished := sorted(folder.name for folder in started - set(folders)):
+    folders = folders_with("summary.json", path)
+    started = folders_with("config.json", path)
+    if unfinished := [folder.name for folder in started if folder not in folders]:
         say(f"{path}: left out, as not trained to the end: {', '.join(unfinished)}")
     tasks = tasks_of(arguments)
     to_do = {}
@@ -870,7 +885,8 @@ def score_sweep(path, arguments):
         work = work_on(folder, arguments.sequences, tasks, arguments.old_code, arguments.again)
         if work is not None:
             to_do[folder] = work
-    announce(path, to_do)
+    with memory_errors_explained(f"scoring {path}", LESS_AT_ONCE):
+        announce(path, to_do)
     for folder, work in tqdm(to_do.items(), desc=path.name, unit="run", disable=None, leave=False):
         with memory_errors_explained(f"scoring {folder}", LESS_AT_ONCE):
             analyse_run(folder, work)

@@ -21,6 +21,7 @@ from dataclasses import astuple
 import numpy as np
 import torch
 
+from configs.read import parse_arguments
 from data.files import duration, or_one_sentence, say
 from hardware import (
     choose_hardware,
@@ -29,7 +30,7 @@ from hardware import (
     memory_errors_explained,
     peak_memory,
 )
-from train import build_training, make_update, parse_arguments, points_that_fit
+from train import build_training, make_update, points_that_fit
 
 # Dense bf16, by data sheet; a device's name contains one of these.
 PEAK_FLOPS = {
@@ -41,7 +42,7 @@ PEAK_FLOPS = {
     "4090": 165e12,
     "3090": 71e12,
 }
-BENCH_TOKENS = 2**22  # random ones to train on
+BENCH_TOKENS = 2**22  # random ones to train on, and a sequence more
 
 
 def bench(points, n_windows=10):
@@ -94,7 +95,8 @@ def time_steps(point, n_windows):
     device = hardware.device
     forget_peak_memory(device)
     rng = np.random.default_rng(0)
-    tokens = rng.integers(point.model.vocab_size, size=BENCH_TOKENS).astype(np.uint16)
+    n_random = BENCH_TOKENS + point.model.block_size
+    tokens = rng.integers(point.model.vocab_size, size=n_random).astype(np.uint16)
     update = make_update(model, optimizer, tokens, point.training, hardware)
     update(0)[0].item()
     first_step_seconds = time.perf_counter() - started

@@ -460,8 +460,9 @@ def refuse(wrong, sentence):
 
 
 def refuse_outside(name, value, least):
-    """Raises ValueError where a number is smaller, or not finite."""
+    """Raises ValueError where a number is smaller, not finite, or larger than torch can count."""
     refuse(not least <= value < math.inf, f"{name} = {value} must be finite and at least {least}")
+    refuse(type(value) is int and value >= 2**63, f"{name} = {value} must be smaller than 2^63")
 
 
 def refuse_impossible(config):

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs.read import Point, TrainConfig
-from data.files import BadInput, read_json, say, sha256_of
-from data.read import load_items, load_meta, load_pairs
+from data.files import BadInput, say, sha256_of
+from data.read import load_items, load_meta, load_pairs, n_held_out
 from hardware import choose_hardware
-from results.checks import SUMMARY
-from results.runs import described, read_analysis, refuse_other_code
+from results.runs import (
+    described,
+    read_analysis,
+    read_summary,
+    refuse_other_code,
+    refuse_other_data,
+)
 from train import fingerprint
 
 SEQUENCES = 48  # to score on, as in results/
@@ -55,18 +60,19 @@ def work_on(folder, n_sequences=None, tasks=None, old_code=False, again=False):
     """The Work that a finished run still needs, or None: it diverged, or has no weights any more,
     as a restored one, or is scored just so (again: then, too, it is to do).
 
-    n_sequences None: as many as it is scored on already, or default_sequences. tasks: {"task",
-    "blimp": file}; an entry of one that is not among them stays, as long as weights, data and code
-    do. Raises BadInput where data or code are not those that the run was trained with (old_code:
-    the present code scores it all the same, which the report says)."""
-    diverged = read_json(folder / "summary.json", SUMMARY)["diverged"]
-    if diverged or not (folder / "ckpt.pt").exists():
+    n_sequences None: as many as it is scored on already, or default_sequences; and never more than
+    there are. tasks: {"task", "blimp": file}; an entry of one that is not among them stays, as long
+    as weights, data and code do. Raises BadInput where data or code are not those that the run was
+    trained with (old_code: the present code scores it all the same, which the report says)."""
+    if read_summary(folder)["diverged"] or not (folder / "ckpt.pt").exists():
         return None
     code = present_code(folder, old_code)
     source = source_of_scores(folder)
     analysis = read_analysis(folder) or {}
     tasks = tasks or {}
+    model_config, config, _ = described(folder)
     n_sequences = n_sequences or analysis.get("sequences") or default_sequences()
+    n_sequences = min(n_sequences, n_held_out(config, model_config))
 
     was = analysis.get("scored_from", {})
     there = {part: scored for part, scored in was.items() if scored.startswith(source)}
@@ -97,20 +103,11 @@ def present_code(folder, old_code):
     old_code, are not those that the run was trained with."""
     model_config, config, written = described(folder)
     code = fingerprint(Point(model_config, config, sweep={}))
-    refuse_other_data(folder, written, config)
+    refuse_other_data(folder)
     if not old_code:
         or_else = ", or give --old_code to score it by the present code"
         refuse_other_code(folder, written, code, or_else)
     return code
-
-
-def refuse_other_data(folder, written, config):
-    now = load_meta(config.dataset)["sha256"]
-    if written.get("data_sha256", now) != now:
-        raise BadInput(
-            f"data/{config.dataset} is not what {folder} was trained on: prepare it as it was, "
-            "or train again"
-        )
 
 
 def source_of_scores(folder):
@@ -184,9 +181,11 @@ def what_to_name(path):
 
 
 def refuse_options(arguments, sweeps):
-    """Raises BadInput where options ask for what these sweeps cannot have, or say nothing."""
+    """Raises BadInput for options that do not go together, or that these sweeps cannot have."""
     if arguments.without_matrices and not arguments.publish:
         raise BadInput("--without_matrices is of what --publish writes: give --publish, too")
+    if arguments.restore and arguments.publish:
+        raise BadInput("--restore makes run folders and stops: give --publish in a second command")
     if all(path.suffix == ".json" for path in sweeps):
         scoring = ("sequences", "task", "blimp", "again", "old_code")
         if given := [name for name in scoring if getattr(arguments, name)]:

@@ -12,6 +12,11 @@ tokenizer. out/pretrained/<its name>/ gets analysis.json, score by score, so tha
 most one; then figures and report.md. Blocks are counted from 1 here, as in figures and reports.
 """
 
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 import hashlib
 import math
@@ -373,12 +378,9 @@ def score_and_keep(job, identity, analysis, device):
             began = time.perf_counter()
             entries, errors = function(model, passages)
             seconds = time.perf_counter() - began
-            about = {
-                **job.about,
-                "seconds": seconds,
-                "peak_GiB": peak_memory(device),
-                "identity": identity[score],
-            }
+            about = {**job.about, "seconds": seconds, "identity": identity[score]}
+            if math.isfinite(peak := peak_memory(device)):  # on Windows' CPU it is not
+                about["peak_GiB"] = peak
             analysis = with_score(analysis, score, entries, errors, about)
             write_json(job.out / "analysis.json", analysis)
 

@@ -19,9 +19,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from data.files import matched, or_one_sentence
+from data.files import matched, or_one_sentence, say
 from data.read import held_out_sequences
-from results.runs import load_run
+from hardware import memory_errors_explained
+from results.runs import load_run, refuse_other_data
 from results.scores import TINY
 
 SMALL_WEIGHT = 1e-3  # a twentieth of the standard deviation at initialisation
@@ -162,15 +163,17 @@ def densities(model, idx):
 # Command line ------------------------------------------------------------------------------------
 
 
-def print_table(result, name):
+def table_of(result):
     """What densities() returned, for reading: the four, and attention layer by layer."""
     below = f"{result['weights_below_threshold']:.1%} below {SMALL_WEIGHT}"
-    print(name)
-    print(f"  weights  density {result['weight']:.3f} (Gaussian 0.637), {below}")
-    print(f"  key/value heads in use  {result['key_value']:.3f}")
-    print(f"  experts in use  {result['expert']:.3f}")
-    print(f"  keys in use  {result['attention']:.3f} of those in sight")
-    print(f"\n  layer  {'keys, each head':38}  share, each head")
+    lines = [
+        f"  weights  density {result['weight']:.3f} (Gaussian 0.637), {below}",
+        f"  key/value heads in use  {result['key_value']:.3f}",
+        f"  experts in use  {result['expert']:.3f}",
+        f"  keys in use  {result['attention']:.3f} of those in sight",
+        "",
+        f"  layer  {'keys, each head':38}  share, each head",
+    ]
     rows = zip(result["attended_keys"], result["attended_share"], strict=True)
     for layer, (keys, shares) in enumerate(rows, start=1):
         keys_text = " ".join(f"{k:6.1f}" for k in keys)
@@ -178,14 +181,17 @@ def print_table(result, name):
         line = f"  {layer:5}  {keys_text:38}  {share_text}"
         if "expert_balance" in result:
             line += f"  experts' balance {result['expert_balance'][layer - 1]:.2f}"
-        print(line)
+        lines.append(line)
+    return "\n".join(lines)
 
 
-def print_tables(folders):
+def say_tables(folders):
     for folder in matched(folders):
-        model, config = load_run(folder)
-        idx, _ = held_out_sequences(config, model.config, TABLE_SEQUENCES)
-        print_table(densities(model, idx), folder)
+        with memory_errors_explained(f"measuring {folder}", "lower TABLE_SEQUENCES in sparsity.py"):
+            model, config = load_run(folder)
+            refuse_other_data(folder)
+            idx, _ = held_out_sequences(config, model.config, TABLE_SEQUENCES)
+            say(f"{folder}\n{table_of(densities(model, idx))}")
 
 
 def main(argv=None):
@@ -193,7 +199,7 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", help="run folders, such as out/demo/n_layer=8")
-    or_one_sentence(print_tables, parser.parse_args(argv).runs)
+    or_one_sentence(say_tables, parser.parse_args(argv).runs)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from analyze import (
     score_similarity,
     stream_by_token,
     swap_losses,
+    untouched,
     use_by_losses,
     variances_of,
     whole_block,
@@ -146,7 +147,7 @@ def score_stretches(model, passages):
     idx, targets = passages.idx, passages.targets
     blocks = list(model.blocks)
     ratios = []
-    whole = intervention_losses(model, idx, targets, [(len(blocks), [])]).mean()
+    whole = intervention_losses(model, idx, targets, [untouched(model)]).mean()
     for n in range(1, len(blocks)):
         removals = [(first, blocks[first + n :]) for first in range(len(blocks) - n + 1)]
         losses = intervention_losses(model, idx, targets, removals).mean(dim=0)

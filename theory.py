@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 import argparse
 import math
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -34,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.files import or_one_sentence, write_json
+from data.files import or_one_sentence, say, write_json
 from model import (
     GPT,
     INIT_STD,
@@ -60,7 +61,7 @@ SCORES = torch.linspace(-6.5, 6.5, 241, dtype=torch.float64)  # in units of thei
 # The stack ---------------------------------------------------------------------------------------
 
 
-def predict_variance(config, idx, keep=1.0, std=INIT_STD):
+def predict_variance(config, idx, keep=1.0):
     """Variance of the stream at initialisation, [h_0, ..., h_L], averaged over positions and over
     the sequences idx, (T,) or (N, T); the blocks' weights are kept with probability `keep`. Exact
     as widths grow, but where attention_branch, attended_variance and moe_routing approximate; only
@@ -74,13 +75,13 @@ def predict_variance(config, idx, keep=1.0, std=INIT_STD):
     Layer-norm scaling divides a block's inputs, hence its s2, by its number. An embedding norm
     leaves h_0 a variance of 1."""
     idx = idx.reshape(-1, idx.shape[-1])
-    s2 = keep * std**2
+    s2 = keep * INIT_STD**2
     s2_in = [s2 / (l if config.layer_norm_scaling else 1) for l in range(1, 1 + config.n_layer)]
     statistics = {each: attention_statistics(config, idx.shape[1], each) for each in set(s2_in)}
 
     def curve(rows):
         equal = sum((row[:, None] == row[None, :]).double() for row in rows) / len(rows)
-        covariance = std**2 * equal
+        covariance = INIT_STD**2 * equal
         if config.embedding_norm:
             covariance = behind_norm(covariance)
         return np.array(variance_curve(config, covariance, s2, s2_in, statistics))
@@ -493,12 +494,12 @@ def theory_of_cases(folder, n_seeds=32):
             "standard_error": (simulated.std(dim=0) / math.sqrt(n_seeds)).tolist(),
         }
     write_theory(folder, "theory", theory_figure(cases), n_seeds, cases=cases)
-    print(f"{'case':24}{'var(h_1)':>12}{'var(h_32)':>12}{'predicted':>12}{'largest gap':>13}")
+    say(f"{'case':24}{'var(h_1)':>12}{'var(h_32)':>12}{'predicted':>12}{'largest gap':>13}")
     for name, case in cases.items():
         predicted, simulated = case["predicted"], case["simulated"]
         gap = max(abs(p / s - 1) for p, s in zip(predicted, simulated, strict=True))
         ends = f"{simulated[1]:12.2e}{simulated[-1]:12.2e}{predicted[-1]:12.2e}"
-        print(f"{name:24}{ends}{gap:12.1%}")
+        say(f"{name:24}{ends}{gap:12.1%}")
 
 
 def write_theory(folder, name, figure, n_seeds, **numbers):
@@ -544,7 +545,7 @@ def theory_of_masks(folder, n_seeds=16, depths=(1, 4, 16)):
             verdict, effect, half, p = judge(growth, "rises", log=True, margin=margin)
             verdicts = {"verdict": verdict, "effect": effect, "half": half, "p": p}
             patterns[name]["verdicts"][layer] = verdicts
-            print(
+            say(
                 f"C10, {name}, {layer:2} blocks: log growth {effect:+.3f} ± {half:.3f} "
                 f"from a mask to the next denser one: {verdict}"
             )
@@ -553,9 +554,10 @@ def theory_of_masks(folder, n_seeds=16, depths=(1, 4, 16)):
 
 
 def write_both(folder):
-    """What theory_of_cases and theory_of_masks write, into folder, which is made at once: whether
-    it can be is not to be learned minutes later."""
+    """What theory_of_cases and theory_of_masks write, into folder, which is made and tried at once:
+    whether it can be written is not to be learned minutes later."""
     folder.mkdir(exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
     theory_of_cases(folder)
     theory_of_masks(folder)
 

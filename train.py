@@ -6,7 +6,7 @@
 
 Each point of a config (configs/read.py) trains into out/<config>/<point>/: config.json, log.jsonl,
 ckpt.pt and, once it is finished, summary.json. The same command, started again after any kind of
-death, skips what is finished and goes on from the last evaluation.
+death, skips what is finished and goes on from the last checkpoint.
 """
 
 from data import interrupt
@@ -14,7 +14,6 @@ from data import interrupt
 if __name__ == "__main__":
     interrupt.before_imports()
 
-import argparse
 import json
 import math
 import statistics
@@ -28,16 +27,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs.read import OPTIONS, help_of_options, load_points, parse_override
+from configs.read import load_points, parse_arguments
 from data.files import (
     BadInput,
     append_line,
     check_name,
     locked,
     or_one_sentence,
-    read_json,
     reason,
-    refuse_dashes,
     replacing,
     say,
     sync,
@@ -57,7 +54,7 @@ from hardware import (
     refuse_too_large,
 )
 from model import GPT, RemediedBlock, at_least_fp32
-from results.checks import LARGEST_LOSS, SUMMARY
+from results.checks import LARGEST_LOSS
 from results.runs import (
     copy_run,
     damaged,
@@ -65,9 +62,9 @@ from results.runs import (
     load_checkpoint,
     load_weights,
     read_log,
+    read_summary,
     twin_of,
 )
-from results.runs import load_run as load_run  # README's examples take it from here
 
 # The step ----------------------------------------------------------------------------------------
 
@@ -141,11 +138,11 @@ def train(folder, point, bar_position=0, out_dir=None):
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if finished(folder, identity):
-            return read_json(folder / "summary.json", SUMMARY)
+            return read_summary(folder)
         if out_dir and (twin := twin_of(folder, identity, out_dir)):
             say(f"{folder} is the same run as {twin}: copied")
             copy_run(twin, folder, point.sweep)
-            return read_json(folder / "summary.json", SUMMARY)
+            return read_summary(folder)
         write_json(folder / "config.json", {**identity, "sweep": point.sweep})
         return train_to_the_end(folder, point, bar_position)
 
@@ -331,11 +328,11 @@ def save_checkpoint(folder, model, optimizer, step, seconds):
         "seconds": seconds,
     }
     sync(folder / "log.jsonl")
-    with replacing(folder / "ckpt.pt") as temporary:
+    with replacing(folder / "ckpt.pt") as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(checkpoint, temporary)
+            torch.save(checkpoint, file)
         except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(reason(error)) from None
+            raise OSError(reason(error.__context__ or error)) from None
 
 
 # What makes a run this run -----------------------------------------------------------------------
@@ -534,33 +531,6 @@ def uncompiled(device):
 
 
 # Command line ------------------------------------------------------------------------------------
-
-
-def parse_arguments(argv, program, description):
-    """The config's path and {option: [values]} of a program that takes a config and its options,
-    such as train.py."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=f"python {program} CONFIG [--option=value ...]",
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
-    comments = help_of_options()
-    for name, field in OPTIONS.items():
-        text = f"{comments[name]} (default {field.default})"
-        parser.add_argument(f"--{name}", metavar=field.type.__name__, help=text)
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise BadInput(
-            f"{unknown[0]} is no option: options are written --name=value, and "
-            f"python {program} --help lists them all"
-        )
-    refuse_dashes(arguments)
-    arguments = vars(arguments)
-    path = Path(arguments.pop("config"))
-    given = {name: text for name, text in arguments.items() if text is not None}
-    return path, {name: parse_override(name, text) for name, text in given.items()}
 
 
 def points_that_fit(path, overrides):

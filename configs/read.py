@@ -5,14 +5,16 @@ are crossed. Each [[point]] is a set of overrides, with a `name` if it likes, an
 it stands on a ladder of points that add to one another.
 """
 
+import argparse
 import inspect
 import itertools
 import re
 import tomllib
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import NamedTuple
 
-from data.files import BadInput, check_name, read_text, reason
+from data.files import BadInput, check_name, read_text, reason, refuse_dashes
 from data.read import load_meta
 from model import GPTConfig, refuse, refuse_outside
 
@@ -52,13 +54,13 @@ class TrainConfig:
         for name, value in vars(self).items():
             if isinstance(value, str):
                 refuse(not value, f"{name} must not be empty")
+                refuse("\0" in value, f"{name} = {value!r} must not hold a NUL character")
             elif not isinstance(value, bool):
                 refuse_outside(name, value, least=0 if name in may_be_0 else 1)
         warmup, n_steps = self.warmup_iters, self.max_iters
         refuse(warmup > n_steps, f"warmup_iters = {warmup} must be at most max_iters = {n_steps}")
         low, high = self.min_lr, self.learning_rate
         refuse(low > high, f"min_lr = {low} must be at most learning_rate = {high}")
-        refuse(self.seed >= 2**63, f"seed = {self.seed} must be smaller than 2^63")
         known = ("auto", "float32", "bfloat16")
         refuse(self.dtype not in known, f'dtype = "{self.dtype}" must be one of {", ".join(known)}')
 
@@ -80,6 +82,33 @@ def help_of_options():
     source = inspect.getsource(GPTConfig) + inspect.getsource(TrainConfig)
     comments = dict(re.findall(r"^    (\w+): \w+ = [^#\n]*# (.*)$", source, re.MULTILINE))
     return {name: comments.get(name, "") for name in OPTIONS}
+
+
+def parse_arguments(argv, program, description):
+    """The config's path and {option: [values]}, of the command line of a program that takes these,
+    such as train.py."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"python {program} CONFIG [--option=value ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
+    comments = help_of_options()
+    for name, field in OPTIONS.items():
+        text = f"{comments[name]} (default {field.default})"
+        parser.add_argument(f"--{name}", metavar=field.type.__name__, help=text)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise BadInput(
+            f"{unknown[0]} is no option: options are written --name=value, and "
+            f"python {program} --help lists them all"
+        )
+    refuse_dashes(arguments)
+    arguments = vars(arguments)
+    path = Path(arguments.pop("config"))
+    given = {name: text for name, text in arguments.items() if text is not None}
+    return path, {name: parse_override(name, text) for name, text in given.items()}
 
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

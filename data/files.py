@@ -28,6 +28,7 @@ except ModuleNotFoundError:  # Windows
 if sys.version_info < (3, 11):  # noqa: UP036  who runs an older one has not read pyproject.toml
     sys.exit(f"nanodepth needs Python 3.11 or later, and this is {sys.version.split()[0]}")
 
+tqdm.get_lock()  # made now, as Ctrl-C while the first line makes it would be another error
 LARGEST = sys.float_info.max
 DATA_FILES = ("train.bin", "val.bin", "choices.jsonl")  # of a dataset, beside meta.json
 
@@ -73,10 +74,12 @@ def reason(error):
 
 
 def say(text):
-    """Print a line between progress bars. Where nobody reads it any more, as behind `| head`, the
-    printing stops and the work goes on."""
+    """Print a line between progress bars, what the terminal cannot show as an escape. Where nobody
+    reads it any more, as behind `| head`, the printing stops and the work goes on."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = str(text).encode(encoding, errors="backslashreplace").decode(encoding)
     try:
-        tqdm.write(str(text))
+        tqdm.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -100,8 +103,11 @@ def refuse_dashes(arguments):
 def check_name(name, what):
     """The name of a run, point, dataset or config, which is to become a folder's: raises BadInput
     where it could leave the folder that it is put into, or where some system refuses it."""
-    if not re.fullmatch(r"[A-Za-z0-9=,._+-]+", name) or set(name) == {"."}:
-        raise BadInput(f"{what} {name!r} must be a name of letters, digits and = , . _ + - alone")
+    if not re.fullmatch(r"[A-Za-z0-9=,._+-]{1,200}", name) or set(name) == {"."}:
+        raise BadInput(
+            f"{what} {shortened(name)} must be a name of letters, digits and = , . _ + - alone, "
+            "at most 200 of them"
+        )
     return name
 
 
@@ -158,7 +164,9 @@ def read_text(path):
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 (byte {error.start}): convert it first") from None
     except IsADirectoryError:
-        raise BadInput(f"{path} is a folder: name a file in it") from None
+        raise BadInput(
+            f"{path} is a folder, where a file belongs: name one in it, or move the folder away"
+        ) from None
 
 
 def read_json(path, wanted=object):
@@ -170,10 +178,14 @@ def read_json(path, wanted=object):
 def read_json_lines(path, wanted=object, n_left_out=0):
     """Of a file that holds one value a line: [(line number, value)], without the last n_left_out
     lines. The sentence names the line, too."""
-    lines = read_text(path).split("\n")
+    return parse_json_lines(read_text(path), wanted, path, n_left_out)
+
+
+def parse_json_lines(text, wanted, source, n_left_out=0):
+    lines = text.split("\n")
     lines = lines[: len(lines) - n_left_out]
     return [
-        (number, parse_json(line, wanted, f"{path}, line {number}"))
+        (number, parse_json(line, wanted, f"{source}, line {number}"))
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -318,7 +330,8 @@ def sync(path):
 
 def write_text(path, text):
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        # A folder's name may be no UTF-8: its byte FF, which Python hands on so, becomes \udcff.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path, content):

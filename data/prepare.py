@@ -50,6 +50,7 @@ from data.files import (
     locked,
     matched,
     or_one_sentence,
+    parse_json_lines,
     read_text,
     reason,
     refuse_dashes,
@@ -425,27 +426,31 @@ def fetch_shard(path):
 # BLiMP --------------------------------------------------------------------------------------------
 
 EVERY = 10  # one pair in so many goes into tenth.jsonl
+BLIMP_LINE = {"UID": str, "sentence_good": str, "sentence_bad": str}
 
 
 def prepare_blimp(folder, source):
     """source: a local archive or folder, or None for the download."""
-    folder.mkdir(parents=True, exist_ok=True)
+    pairs = None if source is None else blimp_pairs(Path(source))
+    folder.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves nothing behind
     with locked(folder):
-        archive = source or fetch_archive(folder / "blimp.tar.gz", BLIMP_URL)
-        write_blimp(folder, Path(archive))
+        pairs = pairs or blimp_pairs(fetch_archive(folder / "blimp.tar.gz", BLIMP_URL))
+        write_blimp(folder, pairs)
 
 
-def write_blimp(folder, source):
-    """blimp.jsonl, {"paradigm", "good", "bad"} a line, and tenth.jsonl, every tenth pair of each
-    paradigm from the first on, into folder.
-
-    BLiMP (Warstadt et al. 2020, arXiv 1912.00582; CC BY 4.0): pairs of English sentences that
-    differ in one point of grammar. source: the repository's archive, or a folder of its files
-    data/PARADIGM.jsonl.
-    """
+def blimp_pairs(source):
+    """{file name: its pairs} of BLiMP (Warstadt et al. 2020, arXiv 1912.00582; CC BY 4.0): pairs of
+    English sentences that differ in one point of grammar. source: the repository's archive, or a
+    folder of its files data/PARADIGM.jsonl. Raises BadInput."""
     pairs = {name: pairs_of(name, text) for name, text in sorted(blimp_files(source))}
-    if not pairs:
+    if not any(pairs.values()):
         raise BadInput(f"{source} holds no data/*.jsonl: give BLiMP's archive, or its folder data")
+    return pairs
+
+
+def write_blimp(folder, pairs):
+    """blimp.jsonl, {"paradigm", "good", "bad"} a line, and tenth.jsonl, every tenth pair of each
+    paradigm from the first on, into folder."""
     for name, every in (("blimp", 1), ("tenth", EVERY)):
         chosen = [pair for of_paradigm in pairs.values() for pair in of_paradigm[::every]]
         lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in chosen]
@@ -457,7 +462,7 @@ def blimp_files(source):
     """[(file name, text)] of the JSONL files in a folder, or of those in an archive's folder
     data."""
     if source.is_dir():
-        return [(path.name, path.read_text(encoding="utf-8")) for path in source.glob("*.jsonl")]
+        return [(path.name, read_text(path)) for path in source.glob("*.jsonl")]
     with opened_archive(source) as tar:
         return [
             (Path(member.name).name, tar.extractfile(member).read().decode("utf-8"))
@@ -467,15 +472,15 @@ def blimp_files(source):
 
 
 def pairs_of(name, text):
-    """The pairs of one file, in its order."""
+    """The pairs of one file, in its order. Raises BadInput, which names the line."""
     try:
-        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-        return [
-            {"paradigm": line["UID"], "good": line["sentence_good"], "bad": line["sentence_bad"]}
-            for line in lines
-        ]
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{name} is no file of BLiMP: its lines lack sentences") from None
+        lines = parse_json_lines(text, BLIMP_LINE, name)
+    except BadInput as error:
+        raise BadInput(f"{error}; it is no file of BLiMP") from None
+    return [
+        {"paradigm": line["UID"], "good": line["sentence_good"], "bad": line["sentence_bad"]}
+        for _, line in lines
+    ]
 
 
 # Downloads ----------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def load_meta(dataset):
     check_name(dataset, "dataset")
     try:
         return read_json(DATA / dataset / "meta.json", META)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(
             f"data/{dataset} is not prepared: "
             "run python data/prepare.py first (--help lists the sources)"
@@ -80,17 +80,25 @@ def refuse_changed(dataset, meta):
         if not path.exists():
             raise BadInput(f"there is no {path}: prepare data/{dataset} again")
     times = [path.stat().st_mtime_ns for path in paths]
-    if hash_at(tuple(paths), tuple(times)) != meta["sha256"]:
+    sha256, largest = contents_at(tuple(paths), tuple(times))
+    if sha256 != meta["sha256"]:
         raise BadInput(
             f"the files of data/{dataset} have changed since meta.json was written: prepare "
             "it again, and give choices of your own by --task"
         )
+    if largest >= meta["vocab_size"]:
+        raise BadInput(
+            f"data/{dataset}/val.bin has the token {largest}, which does not fit meta.json's "
+            f"vocab_size = {meta['vocab_size']}: prepare data/{dataset} again"
+        )
 
 
 @lru_cache
-def hash_at(paths, times):
-    """sha256_of, counted once however often it is asked for; times: when the files changed."""
-    return sha256_of(paths)
+def contents_at(paths, times):
+    """sha256_of the DATA_FILES, and the largest token in val.bin, which end-of-text makes
+    vocab_size - 1: found once, however often they are asked for; times: when the files changed."""
+    val = np.fromfile(paths[DATA_FILES.index("val.bin")], dtype=np.uint16)
+    return sha256_of(paths), int(val.max(initial=0))
 
 
 def take_sequences(tokens, offsets, block_size, device):
@@ -146,15 +154,22 @@ def held_out_sequences(
     """
     tokens = load_tokens(config.dataset, "val", model_config)
     T = min(length, model_config.block_size)
-    n_there = len(tokens) // (T + 1) // 2
-    if n_there == 0:
-        raise BadInput(
-            f"data/{config.dataset}/val.bin has {len(tokens):,} tokens, too few for two sequences "
-            f"of {T}, one to fit on and one to score: prepare data/{config.dataset} with more text"
-        )
-    n_sequences = min(n_sequences, n_there)
+    n_sequences = min(n_sequences, n_held_out(config, model_config, length))
     offsets = np.linspace(0, len(tokens) - T - 1, 2 * n_sequences).astype(int)
     return take_sequences(tokens, offsets[parity::2], T, device)
+
+
+def n_held_out(config, model_config, length=SCORED_LENGTH):
+    """How many sequences there are for held_out_sequences, of either parity. Raises BadInput where
+    there are none."""
+    T = min(length, model_config.block_size)
+    n_tokens = load_meta(config.dataset)["tokens"]["val"]
+    if n_tokens < 2 * (T + 1):
+        raise BadInput(
+            f"data/{config.dataset}/val.bin has {n_tokens:,} tokens, too few for two sequences "
+            f"of {T}, one to fit on and one to score: prepare data/{config.dataset} with more text"
+        )
+    return n_tokens // (T + 1) // 2
 
 
 def load_items(path):
@@ -165,9 +180,11 @@ def load_items(path):
     items = []
     for number, item in read_json_lines(path, ITEM):
         texts = [item["context"], *item["choices"]]
-        if not all(text.strip() for text in texts) or item["answer"] >= len(item["choices"]):
+        n_choices = len(item["choices"])
+        is_text = all(text.strip() for text in texts)
+        if not is_text or n_choices < 2 or item["answer"] >= n_choices:
             raise BadInput(
-                f"{path}, line {number}: context and choices must hold text, "
+                f"{path}, line {number}: context and two choices or more must hold text, "
                 "and answer must be the index of a choice, from 0"
             )
         items.append(item)

@@ -229,20 +229,27 @@ def says(text, option, config):
     return any(getattr(part, option, None) == config[option] for part in built)
 
 
-def check_summary(run, source):
-    """Raises BadInput where summary.json is not that of the run's log, or has or lacks what a run
-    that diverged cannot have, or any other must."""
-    summary = run.summary
+def check_measured(summary, source):
+    """Raises BadInput where summary.json has or lacks what a run that diverged cannot have, or any
+    other must."""
     there = [name for name in MEASURED if summary[name] is not None]
-    there += ["scores"] if run.analysis is not None else []
+    absent = [name for name in MEASURED if summary[name] is None]
     if summary["diverged"] and there:
         raise BadInput(f"{source}, summary.json: a run that diverged has no {there[0]}")
     if summary["active_params"] > summary["params"]:
         raise BadInput(f"{source}, summary.json: active_params exceeds params")
-    if summary["diverged"]:
-        return
-    if absent := [name for name in MEASURED if summary[name] is None]:
+    if absent and not summary["diverged"]:
         raise BadInput(f"{source}, summary.json: a run that did not diverge must have {absent[0]}")
+
+
+def check_summary(run, source):
+    """Raises BadInput where summary.json is not that of the run's log, or of a run with scores."""
+    summary = run.summary
+    check_measured(summary, source)
+    if summary["diverged"]:
+        if run.analysis is not None:
+            raise BadInput(f"{source}, summary.json: a run that diverged has no scores")
+        return
     last = run.log[-1]
     if summary["val_loss"] != last["val_loss"]:
         raise BadInput(
@@ -277,8 +284,7 @@ def check_log(run, source):
     n_states = run.config["n_layer"] + 1
     places = range(0, n_steps, interval)  # and the last step
     wanted = [*places[: len(steps)], n_steps][: len(steps)]
-    n_places = -(-n_steps // interval)  # len(places), which may be too large for len
-    is_whole = run.summary["diverged"] or len(steps) == n_places + 1
+    is_whole = run.summary["diverged"] or len(steps) == len(places) + 1
     of_states = all(len(line["variance"]) == n_states for line in run.log)
     if run.summary["diverged"] and n_steps in steps:
         raise BadInput(

@@ -7,6 +7,11 @@ The first sweeps (width 128, rate 3e-3, 20 M tokens; three seeds) are kept as wh
 python analyze.py results/*.json draws hot/verdicts.png of them, beside the sweeps in results/.
 """
 
+from data import interrupt
+
+if __name__ == "__main__":
+    interrupt.before_imports()
+
 import argparse
 from pathlib import Path
 
@@ -79,13 +84,17 @@ def draw_beside(sweeps, folder):
     )
 
 
+def write_thinned(folder):
+    write_json(HERE / "hot/hot.json", thinned(folder))
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="of whole published sweeps")
-    write_json(HERE / "hot/hot.json", thinned(parser.parse_args(argv).folder))
+    or_one_sentence(write_thinned, parser.parse_args(argv).folder)
 
 
 if __name__ == "__main__":
-    or_one_sentence(main)
+    main()

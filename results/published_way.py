@@ -25,7 +25,7 @@ import analyze
 from configs.read import TrainConfig
 from data.files import or_one_sentence, write_json
 from data.read import held_out_sequences
-from hardware import choose_hardware, fast
+from hardware import choose_hardware, device_name, fast, forget_peak_memory, peak_memory
 from results.runs import load_run
 
 JACOBIAN_SHARE = analyze.JACOBIAN_SHARE  # one in so many sequences
@@ -160,26 +160,25 @@ def print_ratios(ours, published):
 
 
 def compare(folder, n_sequences, every):
-    """What score_speed.json holds, but for the versions."""
+    """What score_speed.json holds."""
     hardware = choose_hardware(TrainConfig())
     device = hardware.device
     model, config = load_run(folder, device)
     data = held_out_sequences(config, model.config, n_sequences, device=device)
     few = [t[: max(1, n_sequences // JACOBIAN_SHARE)] for t in data]
     analyze.layer_variance(model, data[0][:4])  # wake the device up
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak_memory(device)
     ours, compiling = time_ours(model, data, few)
     everything = seconds(analyze.score_run, model, config, n_sequences, device)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
+    memory = peak_memory(device)
     model.compute_dtype = hardware.dtype
     published = time_published(model, data, few, every)
     print_ratios(ours, published)
     print(f"all of our scores: {everything:.1f} s, and {compiling:.1f} s before to compile")
-    if on_gpu:
-        print(f"peak memory: {memory:.2f} GiB")
+    print(f"peak memory: {memory:.2f} GiB")
     return {
+        "torch": torch.__version__,
+        "device": device_name(device),
         "run": folder.name,
         "sequences": len(data[0]),
         "length": data[0].shape[1],
@@ -196,9 +195,7 @@ def compare(folder, n_sequences, every):
 
 def write_comparison(arguments):
     measured = compare(arguments.run, arguments.sequences, arguments.every)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    versions = {"torch": torch.__version__, "device": device}
-    write_json(Path("results/score_speed.json"), {**measured, **versions})
+    write_json(Path("results/score_speed.json"), measured)
 
 
 def main():

@@ -2,7 +2,7 @@
 
     out/<config>/<run>/config.json      every option, the data's hash, and what the sweep varies
                        log.jsonl        a line per logging step
-                       ckpt.pt          weights and optimizer after the last evaluation
+                       ckpt.pt          weights and optimizer as of the last checkpoint
                        summary.json     there once the run is finished
                        analysis.json    there once it is scored, by analyze.py
     results/<config>.json               the same of all its runs, without weights, a line each
@@ -45,13 +45,13 @@ from data.files import (
     read_json,
     read_json_lines,
     read_text,
-    reason,
     replacing,
     say,
     shortened,
     write_json,
     write_text,
 )
+from data.read import load_meta
 from model import GPT
 from results.checks import (
     ANALYSIS,
@@ -62,6 +62,7 @@ from results.checks import (
     SUMMARY,
     VALIDATED,
     check_data,
+    check_measured,
     check_seeds,
     refuse_impossible,
     same_numbers,
@@ -136,6 +137,8 @@ def load_checkpoint(folder, map_location):
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()  # torch.load compares no checksums
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except PermissionError:  # which no training anew would cure
+        raise
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise damaged(folder, f"{type(error).__name__}") from None
     if changed is not None:
@@ -155,8 +158,8 @@ def load_weights(model, checkpoint, folder):
     """Put the checkpoint's weights into the model; raises BadInput where they are not its own."""
     try:
         model.load_state_dict(checkpoint["model"])
-    except Exception as error:  # of another shape, under other names, or no tensors at all
-        raise damaged(folder, f"it is of another model: {reason(error)}") from None
+    except Exception:  # of another shape, under other names, or no tensors at all
+        raise damaged(folder, "it is of another model than config.json describes") from None
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise damaged(folder, "its weights are not finite")
 
@@ -206,7 +209,7 @@ def finished(folder, identity):
     if "eval_iters" in written:
         not_compared |= set(MEASURED_BY)
     changed = [
-        f"{name} was {was.get(name)}, now {value}"
+        f"{name} was {was.get(name)!r}, now {value!r}"
         for name, value in identity.items()
         if name not in not_compared and was.get(name) != value
     ]
@@ -223,8 +226,19 @@ def refuse_other_code(folder, written, code, or_else=""):
     """Raises BadInput where a config.json says that other code trained; older ones do not say."""
     if written.get("code", code) != code:
         raise BadInput(
-            f"{folder} was trained by other code: two small steps and a validation came to "
+            f"{folder} was trained by other code: three small steps and a validation came to "
             f"{written['code']}, and come to {code} now; train anew in another --out_dir{or_else}"
+        )
+
+
+def refuse_other_data(folder):
+    """Raises BadInput where the dataset of a run is not, or no longer, what it was trained on."""
+    _, config, written = described(folder)
+    now = load_meta(config.dataset)["sha256"]
+    if written.get("data_sha256", now) != now:
+        raise BadInput(
+            f"data/{config.dataset} is not what {folder} was trained on: prepare it as it was, "
+            "or train again"
         )
 
 
@@ -356,12 +370,18 @@ def read_runs(path):
     if path.suffix == ".json":
         runs = completed(read_published(path))
     else:
-        folders = sorted(file.parent for file in path.glob("*/summary.json"))
-        runs = completed([read_run(folder) for folder in folders])
+        runs = completed([read_run(folder) for folder in folders_with("summary.json", path)])
         runs = without_copies(sorted(runs, key=lambda run: run.order), path)
     check_seeds(runs, path)
     check_data(runs, path)
     return runs
+
+
+def folders_with(name, path):
+    """A sweep's folders that hold a file of this name, sorted. Raises PermissionError for one that
+    may not be looked into, which a pattern would leave out in silence."""
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    return [folder for folder in folders if folder / name in folder.iterdir()]
 
 
 def without_copies(runs, path):
@@ -377,6 +397,16 @@ def without_copies(runs, path):
     return kept
 
 
+def read_summary(folder):
+    """What summary.json holds. Raises BadInput."""
+    try:
+        summary = read_json(folder / "summary.json", SUMMARY)
+        check_measured(summary, folder)
+    except BadInput as error:
+        raise BadInput(f"{error}; delete it, and train.py goes on from the checkpoint") from None
+    return summary
+
+
 def read_analysis(folder):
     """What analysis.json holds; None where a run has none, or diverged. Raises BadInput."""
     path = folder / "analysis.json"
@@ -390,7 +420,7 @@ def read_run(folder):
     log = [line for line in read_log(folder) if "val_loss" in line]
     fields = {
         "config": read_json(folder / "config.json", dict),
-        "summary": read_json(folder / "summary.json", SUMMARY),
+        "summary": read_summary(folder),
         "log": log,
         "analysis": read_analysis(folder),
     }
@@ -423,9 +453,11 @@ def publish_runs(runs, path, with_matrices=True):
     those in FEWER_DIGITS), of the log the stream's variances, but not the branches', and what is in
     OF_FIRST_RUNS of each point's first scored run. Left out are what completed added, as it follows
     from the rest, and which weights and code the scores follow from, as no weights come with it;
-    and, without matrices, these."""
+    and, without matrices, these. Raises BadInput, before it writes, for a run whose folder was
+    given a name that a file could not hand on."""
     firsts = {}
     for run in runs:
+        check_name(run.name, "to be published, the run's folder")
         if run.analysis is not None:
             firsts.setdefault(run.point, run.name)
     runs = [packed(run, firsts.get(run.point) == run.name, with_matrices) for run in runs]

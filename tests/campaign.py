@@ -1,4 +1,4 @@
-"""Random violence against the three commands, on tiny data and a tiny sweep.
+"""Random violence against the commands, on tiny data and a tiny sweep.
 
     python tests/campaign.py --minutes 60               with a seed of its own, which it prints
     python tests/campaign.py --minutes 60 --seed 3      the same acts again
@@ -40,6 +40,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a script has only its own folder there
 import analyze
 import bench
+import sparsity
 import train
 from configs.read import OPTIONS
 from data import prepare, read
@@ -64,11 +65,13 @@ MAIN = {
     "train.py": train.main,
     "bench.py": bench.main,
     "analyze.py": analyze.main,
+    "sparsity.py": sparsity.main,
 }
 WRITES = {  # the folders in its box that each may write to
     "prepare.py": ("data",),
     "train.py": ("out",),
     "bench.py": (),
+    "sparsity.py": (),
     "analyze.py": ("out", "published", "restored"),
 }
 words = str.split
@@ -77,6 +80,7 @@ TRAIN = ["train.py", "sweep.toml"]
 ANALYZE = words("analyze.py out/sweep --sequences 2 --task task.jsonl --publish published")
 REPORT = ["analyze.py", "published/sweep.json"]
 RESTORE = [*REPORT, "--restore", "restored"]
+DENSITIES = ["sparsity.py", "out/sweep/seed=0"]
 
 
 # Processes ---------------------------------------------------------------------------------------
@@ -339,6 +343,8 @@ READERS = (  # (files, who reads them, how far things are)
     ("out/sweep/*/*", TRAIN, "runs"),
     ("out/sweep/*/*", ANALYZE, "published"),
     ("data/mine/*", ANALYZE, "runs"),
+    ("out/sweep/seed=0/*", DENSITIES, "runs"),
+    ("data/mine/*", DENSITIES, "runs"),
     ("task.jsonl", ANALYZE, "runs"),
     ("published/*.json", REPORT, "published"),
     ("published/*.json", RESTORE, "published"),
@@ -356,7 +362,7 @@ def damage(world, rng):
     with after(what):
         ended = run(box, command)
         refused = "refused" if ended.code else "accepted"
-        if command in (REPORT, RESTORE):
+        if command in (REPORT, RESTORE, DENSITIES):
             return refused
         if ended.code:
             path.rmdir() if path.is_dir() else None

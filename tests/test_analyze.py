@@ -18,6 +18,7 @@ import pending
 import train
 from configs.read import TrainConfig
 from conftest import REPOSITORY, TOGGLES, as_if_trained, each_toggle, write_data
+from data import files
 from model import GPT, GPTConfig
 from results import scores
 
@@ -863,15 +864,17 @@ def entries(run):
     return json.loads((run / "analysis.json").read_text(encoding="utf-8"))
 
 
-def test_scoring_out_of_memory_says_what_helps_scoring(trained, refused, monkeypatch):
+@pytest.mark.parametrize("step", ["analyse_run", "seconds_per_operation"])
+def test_scoring_out_of_memory_says_what_helps_scoring(trained, refused, monkeypatch, step):
+    """Also where the first model is but timed."""
     sweep, run = trained
 
     def run_out(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(analyze, "analyse_run", run_out)
+    monkeypatch.setattr(analyze, step, run_out)
     sentence = refused(analyze.main, [sweep])
-    assert f"scoring {sweep / run.name} is out of GPU memory: score on the CPU" in sentence
+    assert f"scoring {sweep}" in sentence and "is out of GPU memory: score on the CPU" in sentence
     assert "NUMBERS_AT_ONCE in analyze.py" in sentence and hasattr(analyze, "NUMBERS_AT_ONCE")
     assert not (run / "analysis.json").exists()
 
@@ -911,6 +914,16 @@ def test_scores_stay_on_as_many_sequences_as_they_are_on(trained):
     analyze.main([str(sweep)])
     assert (run / "analysis.json").stat().st_mtime_ns == first
     assert entries(run)["sequences"] == 3
+
+
+def test_scores_on_all_sequences_that_there_are_stay(trained, capsys):
+    """600 tokens of val.bin are 600 // 17 // 2 = 17 of either parity, whatever is asked for."""
+    sweep, run = trained
+    first = scored(sweep, "--sequences", "1000")
+    assert "on 17 sequences each" in capsys.readouterr().out
+    for options in ([], ["--sequences", "1000"], ["--sequences", "18"]):
+        analyze.main([str(sweep), *options])
+        assert (run / "analysis.json").stat().st_mtime_ns == first
 
 
 def test_a_task_by_other_code_goes_and_that_is_said(trained, project, capsys, monkeypatch):
@@ -1149,6 +1162,23 @@ def test_a_sweep_is_published_without_matrices_where_that_is_asked_for(trained, 
 def test_only_what_is_published_can_lack_matrices(trained, refused):
     message = refused(analyze.main, [trained[0], "--without_matrices"])
     assert "--without_matrices" in message and "--publish" in message
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
+def test_two_processes_do_not_score_one_sweep(trained, refused):
+    """As both would write to analysis.json.tmp, and one would take the other's half for its own."""
+    sweep, run = trained
+    with files.locked(sweep):
+        assert "in use by another process" in refused(analyze.main, [sweep, "--sequences", "2"])
+    assert not (run / "analysis.json").exists()
+    analyze.main([str(sweep), "--sequences", "2"])
+    assert (run / "analysis.json").exists()
+
+
+def test_restoring_does_not_publish(project, refused):
+    written(project / "sweep.json", ["[]"])
+    message = refused(analyze.main, ["sweep.json", "--restore", "out", "--publish", "results"])
+    assert "--publish in a second command" in message and not (project / "results").exists()
 
 
 def test_runs_that_were_not_finished_are_named(trained, capsys):

@@ -46,6 +46,12 @@ def test_a_config_with_a_vocabulary_needs_no_data(project, capsys):
     assert "tokens/s" in capsys.readouterr().out
 
 
+def test_a_context_longer_than_the_random_tokens_is_timed(project, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "BENCH_TOKENS", 8)
+    bench.main([str(write_config(project)), "--n_layer=1", "--block_size=16"])
+    assert "tokens/s" in capsys.readouterr().out
+
+
 def test_the_peak_of_a_card_is_that_of_its_kind():
     def peak(name):
         return next(flops for part, flops in bench.PEAK_FLOPS.items() if part in name)

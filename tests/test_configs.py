@@ -210,6 +210,8 @@ def test_help_shows_each_option(capsys):
         ("[sweep]\nn_layer = [2, 4, 2]", ["small.toml", "n_layer has 2 twice"]),
         ("[sweep]\nmin_lr = [1e-4, 0.0001]", ["small.toml", "min_lr has 0.0001 twice"]),
         ("weight_decay = inf", ["weight_decay", "finite"]),
+        ('out_dir = "a\\u0000b"', ["small.toml", "out_dir = 'a\\x00b'", "NUL"]),
+        (f'[[point]]\nname = "a"\n[[point]]\nname = "{"b" * 201}"', ["small.toml", "at most 200"]),
     ],
 )
 def test_a_bad_config_gets_one_sentence(project, refused, text, words):
@@ -242,7 +244,9 @@ ON_NO_MAC = pytest.mark.skipif(torch.backends.mps.is_available(), reason="it is 
         ("--n_layer=1,,2", ["n_layer", "whole number"]),
         ("--warmup_iters=13", ["warmup_iters", "max_iters"]),
         ("--min_lr=1", ["min_lr", "learning_rate"]),
-        (f"--seed={2**63}", ["seed"]),
+        (f"--seed={2**63}", ["seed", "smaller than 2^63"]),
+        (f"--window={2**63}", ["window", "smaller than 2^63"]),
+        (f"--stride={10**30}", ["stride", "smaller than 2^63"]),
         ("--seed=0,0", ["command line", "seed has 0 twice"]),
         ("--n_layers=3", ["--n_layers=3", "no option", "--help"]),
         ("n_layer=3", ["n_layer=3", "no option", "--name=value"]),

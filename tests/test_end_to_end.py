@@ -251,8 +251,8 @@ def test_sparsity_prints_a_table(project):
 
 READ_A_MODEL = """
 import torch
-from train import load_run
 from data.prepare import tokenizer
+from results.runs import load_run
 model, config = load_run("out/sweep/n_layer=3,seed=0")
 text = tokenizer(257)
 torch.manual_seed(0)

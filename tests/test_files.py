@@ -53,6 +53,13 @@ def test_ctrl_c_is_one_line_that_says_what_is_safe(capsys):
     assert stop.value.code == 130 and len(lines) == 1 and "all is as it was" in lines[0]
 
 
+def test_what_a_terminal_cannot_show_is_no_error():
+    """As a run's name in another alphabet, or a plus-minus sign, under an old locale."""
+    code = "from data.files import say; say('\\u6570 \\u00b1 1')"
+    printed = python(code, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"}).stdout
+    assert printed == "\\u6570 \\xb1 1\n"
+
+
 @pytest.mark.parametrize(
     "seconds, text", [(8.4, "8 s"), (150, "2 minutes"), (5999, "100 minutes"), (9000, "2.5 hours")]
 )
@@ -67,6 +74,8 @@ COMMANDS = {
     "sparsity.py": ["sparsity.py", "none"],
     "theory.py": ["theory.py"],
     "prepare.py": ["data/prepare.py", "text", "none.txt"],
+    "pretrained.py": ["pretrained.py", "none"],
+    "hot.py": ["-m", "results.hot", "none"],
     "scaling.py": ["-m", "results.scaling"],
     "public_cost.py": ["-m", "results.public_cost"],
     "published_way.py": ["-m", "results.published_way", "none"],
@@ -129,6 +138,12 @@ def test_a_closed_pipe_stops_only_the_printing(tmp_path):
     assert (tmp_path / "end").read_text(encoding="utf-8") == "went on"
 
 
+def test_what_printing_locks_is_there_before_the_first_line():
+    """As tqdm, stopped while it makes its lock, raises AttributeError and not KeyboardInterrupt."""
+    code = "import data.files; from tqdm import tqdm; print('_lock' in vars(tqdm))"
+    assert python(code).stdout == "True\n"
+
+
 def test_an_old_python_is_told_which_one_is_needed():
     code = (
         "import sys; sys.version_info, sys.version = (3, 10, 9), '3.10.9 (main)'; import data.files"
@@ -154,7 +169,23 @@ def test_a_name_is_a_name(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "...", "a/b", "../x", "/x", "a\\b", "a\0", "a\n", "a b", "ü", "a:b", "*"],
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "../x",
+        "/x",
+        "a\\b",
+        "a\0",
+        "a\n",
+        "a b",
+        "ü",
+        "a:b",
+        "*",
+        "...",
+        "a" * 201,
+    ],
 )
 def test_what_could_leave_its_folder_is_no_name(name):
     with pytest.raises(BadInput, match="must be a name"):
@@ -212,6 +243,11 @@ def test_bad_json_gets_one_sentence_with_the_file(tmp_path, content):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+def test_a_folder_in_a_files_place_is_told(tmp_path):
+    with pytest.raises(BadInput, match="is a folder.*move the folder away"):
+        files.read_json(tmp_path)
+
+
 def test_json_lines_name_the_line_and_keep_unusual_separators(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text('{"a": "x\u2028y"}\n\n{"a": 3}\n', encoding="utf-8")
@@ -231,6 +267,12 @@ def test_a_byte_order_mark_is_dropped(tmp_path):
 def test_text_is_utf8_with_line_feeds(tmp_path):
     files.write_text(tmp_path / "text.md", "0.87 ± 0.02\n")
     assert (tmp_path / "text.md").read_bytes() == "0.87 ± 0.02\n".encode()
+
+
+def test_a_name_that_is_no_utf8_can_be_written(tmp_path):
+    """As of a folder whose name Linux hands on byte by byte."""
+    files.write_text(tmp_path / "report.md", "# run \udcff\n")
+    assert (tmp_path / "report.md").read_bytes() == b"# run \\udcff\n"
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path):

@@ -499,16 +499,34 @@ def test_blimp_is_downloaded_once(server, data_folder, monkeypatch):
 @pytest.mark.parametrize(
     "name, text, words",
     [
-        ("notes.md", "x", "holds no data/*.jsonl"),
-        ("a.jsonl", "{", "a.jsonl is no file of BLiMP"),
-        ("a.jsonl", '{"context": "a"}', "a.jsonl is no file of BLiMP"),
-        ("a.jsonl", "[1]", "a.jsonl is no file of BLiMP"),
+        ("notes.md", b"x", "holds no data/*.jsonl"),
+        ("a.jsonl", b"", "holds no data/*.jsonl"),
+        ("a.jsonl", b"{", "a.jsonl, line 1: not JSON"),
+        ("a.jsonl", b"\n" + b"[" * 100_000, "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"context": "a"}', "a.jsonl, line 1: UID is missing; it is no file of BLiMP"),
+        ("a.jsonl", b"[1]", "a.jsonl, line 1: the content must be an object"),
+        (
+            "a.jsonl",
+            b'{"UID": "a", "sentence_good": 2, "sentence_bad": "b"}',
+            "a.jsonl, line 1: sentence_good = 2 must be of type str",
+        ),
+        ("a.jsonl", "{}".encode("utf-16"), "a.jsonl is not UTF-8"),
     ],
 )
 def test_a_folder_that_is_not_blimps_is_refused(name, text, words, data_folder, tmp_path, refused):
     (tmp_path / "given").mkdir()
-    (tmp_path / "given" / name).write_text(text, encoding="utf-8")
+    (tmp_path / "given" / name).write_bytes(text)
     assert words in refused(prepare.main, ["blimp", "--archive", tmp_path / "given"])
+    assert not (data_folder / "blimp").exists()
+
+
+def test_half_a_pair_of_surrogates_in_blimp_stays_what_it_is(data_folder, tmp_path):
+    """As an escape, which is the one way to write it."""
+    line = b'{"UID": "a", "sentence_good": "\\ud800", "sentence_bad": "b"}\n'
+    (tmp_path / "a.jsonl").write_bytes(line)
+    prepare.main(["blimp", "--archive", str(tmp_path)])
+    (pair,) = load_pairs(data_folder / "blimp/blimp.jsonl")
+    assert pair == {"paradigm": "a", "good": "\ud800", "bad": "b"}
 
 
 def test_the_published_tenth_has_a_hundred_pairs_of_each_paradigm():

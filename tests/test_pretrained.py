@@ -2,6 +2,7 @@
 without some blocks; and every bad input in one sentence."""
 
 import json
+import math
 import re
 import shutil
 from types import SimpleNamespace
@@ -107,6 +108,13 @@ def test_from_a_folder_to_scores_figures_and_report(workplace, capsys):
     assert "LlamaForCausalLM of 4 blocks" in report and "densities" in report
     said = capsys.readouterr().out
     assert "on 2 sequences of 10 tokens take about" in said and "up to 0.1 GiB here" in said
+
+
+def test_memory_that_the_system_does_not_say_is_left_out(workplace, monkeypatch):
+    monkeypatch.setattr(pretrained, "peak_memory", lambda _: math.nan)
+    analysis = score("--scores", "loss")
+    assert analysis["measured"]["loss"].keys() >= {"seconds", "identity"}
+    assert "peak_GiB" not in analysis["measured"]["loss"]
 
 
 def test_the_loss_is_the_model_s_own(workplace):

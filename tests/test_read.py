@@ -218,6 +218,7 @@ def test_items_are_the_lines_of_a_file(tmp_path):
         '{"context": "", "choices": ["b", "c"], "answer": 0}',
         '{"context": "a", "choices": ["b", ""], "answer": 0}',
         '{"context": "a", "choices": ["b", "c"], "answer": 2}',
+        '{"context": "a", "choices": ["b"], "answer": 0}',
     ],
 )
 def test_a_bad_item_is_refused_with_its_line(tmp_path, line):

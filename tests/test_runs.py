@@ -6,6 +6,7 @@ import random
 import shutil
 from copy import deepcopy
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -1222,9 +1223,36 @@ def test_the_same_run_twice_is_no_second_seed(tmp_path):
         read_runs(tmp_path / "sweep.json")
 
 
+def test_a_run_that_may_not_be_looked_into_is_not_left_out(tmp_path, monkeypatch):
+    for seed in (0, 1):
+        write_folder(tmp_path / f"seed={seed}", run(f"seed={seed}", sweep("seed"), seed=seed))
+    listed = Path.iterdir
+
+    def denied(path):
+        if path.name == "seed=1":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(PermissionError):
+        read_runs(tmp_path)
+
+
+def test_a_run_of_a_name_that_no_file_hands_on_is_not_published(tmp_path):
+    """Of a folder that somebody called so; what was published before stays."""
+    publish_runs(measured_runs(), tmp_path / "sweep.json")
+    before = (tmp_path / "sweep.json").read_bytes()
+    with pytest.raises(BadInput, match="to be published, the run's folder 'my run' must be a name"):
+        publish_runs([run("my run", sweep())], tmp_path / "sweep.json")
+    assert (tmp_path / "sweep.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a/b", ".", ""])
 def test_a_published_file_cannot_name_a_folder_outside(tmp_path, name):
-    publish_runs([run(name, sweep(), analysis=analysis())], tmp_path / "sweep.json")
+    path = tmp_path / "sweep.json"
+    publish_runs([run("run", sweep(), analysis=analysis())], path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"name":"run"', f'"name":"{name}"'), encoding="utf-8")
     with pytest.raises(BadInput, match="must be a name"):
         restore_runs(tmp_path / "sweep.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()

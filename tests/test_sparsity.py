@@ -1,13 +1,17 @@
 """sparsity.py: densities of models whose answer is known."""
 
 import math
+import os
+import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import sparsity
-from conftest import TOGGLES, build, tokens
+import train
+from conftest import TOGGLES, build, tokens, write_config, write_data
 
 # Weights -----------------------------------------------------------------------------------------
 
@@ -143,3 +147,35 @@ def test_expert_density_counts_shared_experts_as_used(options, density):
 def test_key_value_density(n_kv_head, density):
     result = sparsity.densities(build(n_kv_head=n_kv_head), tokens())
     assert result["key_value"] == density
+
+
+# Command line ------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_data_are_others_now_is_refused(project, refused, capsys):
+    """As its attention would be that to another text."""
+    train.main([str(write_config(project)), "--n_layer=1"])
+    sparsity.main(["out/small/run"])
+    assert "keys in use" in capsys.readouterr().out
+    shutil.rmtree(project / "data/tiny")
+    write_data(project / "data/tiny", n_train=3999)
+    assert "data/tiny is not what" in refused(sparsity.main, ["out/small/run"])
+
+
+def test_memory_that_runs_out_is_one_sentence(project, refused):
+    """Of a model that its config.json makes a trillion times as wide."""
+    train.main([str(write_config(project)), "--n_layer=1"])
+    path = project / "out/small/run/config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"n_embd": 16', '"n_embd": 16000000000000'), encoding="utf-8")
+    message = refused(sparsity.main, ["out/small/run"])
+    assert "measuring out/small/run is out of memory: lower TABLE_SEQUENCES" in message
+
+
+def test_a_closed_pipe_stops_only_the_printing(project, monkeypatch):
+    train.main([str(write_config(project)), "--n_layer=1"])
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as nobody_reads:
+        monkeypatch.setattr(sys, "stdout", nobody_reads)
+        sparsity.main(["out/small/run", "out/small/run"])

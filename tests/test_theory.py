@@ -559,3 +559,7 @@ def test_where_results_cannot_be_is_said_before_anything_is_computed(
     message = refused(theory.main, [])
     assert "results: File exists; a folder is to stand there" in message
     assert Path("results").read_text(encoding="utf-8") == "a file"
+    if Path("/proc").is_dir():  # where nobody can make a file
+        Path("results").unlink()
+        Path("results").symlink_to("/proc")
+        assert "results" in refused(theory.main, [])

@@ -1,5 +1,6 @@
 """train.py: the optimizer step against a hand-written one, runs, resuming, and what is refused."""
 
+import json
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ import train
 from configs.read import OPTIONS, Point, TrainConfig
 from conftest import REPOSITORY, TOGGLES, write_config
 from data import files, read
-from data.files import read_json
+from data.files import read_json, write_json
 from hardware import Hardware, choose_hardware
 from model import GPT, Block, GPTConfig, MoE
 from results.runs import load_run, read_log, read_runs
@@ -708,7 +709,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_goes_on(pro
         "train.main()",
     )
     result = subprocess.run(limited, capture_output=True, text=True)
-    assert result.returncode == 2 and "ckpt.pt cannot be written" in result.stderr
+    assert result.returncode == 2
+    assert "ckpt.pt cannot be written (File too large)" in result.stderr  # as the system says it
     assert len(result.stderr.strip().splitlines()) == 1
     assert not list(project.rglob("*.tmp"))
     subprocess.run(command(project, path), check=True)
@@ -780,6 +782,58 @@ def test_a_damaged_checkpoint_is_named(trained, refused):
     (folder / "ckpt.pt").write_bytes(checkpoint[:1000])
     message = refused(train.main, [path])
     assert "ckpt.pt" in message and "delete" in message
+
+
+@pytest.mark.parametrize("change", [{"val_loss": None}, {"diverged": True}, {"seconds": "x"}])
+def test_a_summary_that_cannot_be_is_refused_and_written_anew(trained, refused, change):
+    """A loss of a run that diverged, none of another one."""
+    path, folder = trained
+    whole = read_json(folder / "summary.json")
+    (folder / "summary.json").write_text(json.dumps({**whole, **change}), encoding="utf-8")
+    message = refused(train.main, [path])
+    assert "summary.json: " in message and "delete it, and train.py goes on" in message
+    (folder / "summary.json").unlink()
+    train.main([str(path)])
+    assert read_json(folder / "summary.json")["val_loss"] == whole["val_loss"]
+
+
+def test_a_vocabulary_smaller_than_the_tokens_is_refused(project, refused):
+    """The dataset's tokens go up to 59, and their hash does not say what meta.json says of them."""
+    meta = read_json(project / "data/tiny/meta.json")
+    write_json(project / "data/tiny/meta.json", {**meta, "vocab_size": 59})
+    message = refused(train.main, [write_config(project)])
+    assert "val.bin has the token 59" in message and "vocab_size = 59" in message
+    assert not (project / "out").exists()
+
+
+def denied(path, *_, **__):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_to_be_deleted(trained, refused, monkeypatch):
+    path, folder = trained
+    (folder / "summary.json").unlink()
+    monkeypatch.setattr("results.runs.zipfile.ZipFile", denied)
+    message = refused(train.main, [path])
+    assert "ckpt.pt: Permission denied" in message and "delete" not in message
+
+
+def test_data_that_may_not_be_read_are_not_to_be_prepared(project, refused, monkeypatch):
+    monkeypatch.setattr("data.read.read_json", denied)
+    message = refused(train.main, [write_config(project)])
+    assert "meta.json: Permission denied" in message and "prepare" not in message
+
+
+def test_a_config_json_that_was_edited_is_told(trained, refused):
+    """As text that looks like the number, and as another depth than the weights have."""
+    path, folder = trained
+    (folder / "summary.json").unlink()
+    whole = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**whole, "learning_rate": "0.001"})
+    assert "learning_rate was '0.001', now 0.001" in refused(train.main, [path])
+    write_json(folder / "config.json", {**whole, "n_layer": 3})
+    with pytest.raises(train.BadInput, match="ckpt.pt.*another model than config.json describes"):
+        load_run(folder)
 
 
 def test_bad_data_is_named(project, refused):
