@@ -1252,7 +1252,8 @@ def test_a_published_file_cannot_name_a_folder_outside(tmp_path, name):
     path = tmp_path / "sweep.json"
     publish_runs([run("run", sweep(), analysis=analysis())], path)
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace('"name":"run"', f'"name":"{name}"'), encoding="utf-8")
+    assert text.count('"run"') == 1
+    path.write_text(text.replace('"run"', f'"{name}"'), encoding="utf-8")
     with pytest.raises(BadInput, match="must be a name"):
         restore_runs(tmp_path / "sweep.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()

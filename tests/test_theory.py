@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -499,7 +500,7 @@ def test_cases_are_predicted_and_simulated(tmp_path, monkeypatch, small_theory, 
     assert case["simulated"] == pytest.approx(simulated.mean(dim=0).tolist(), rel=SIX_DIGITS)
     assert case["standard_error"] == pytest.approx(error.tolist(), rel=SIX_DIGITS)
     assert "half" in capsys.readouterr().out
-    assert (tmp_path / "theory.png").stat().st_size > 5000
+    assert plt.imread(tmp_path / "theory.png").std() > 0.01  # there is something on it
 
 
 @pytest.fixture
