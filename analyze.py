@@ -936,7 +936,7 @@ def main(argv=None):
     add("--blimp", type=Path, help=blimp_help)
     publish_help = "write <sweep>.json, figures and report there, such as results"
     add("--publish", type=Path, help=publish_help)
-    without_help = "publish without the matrices, which fill half the file of a search of rates"
+    without_help = "publish without the matrices, as of a search of rates, which needs no figures"
     add("--without_matrices", action="store_true", help=without_help)
     restore_help = "make run folders there, such as out, of published .json files, and stop"
     add("--restore", type=Path, help=restore_help)

@@ -487,9 +487,8 @@ def read_published(path):
         is_older = isinstance(content, list)
         if is_older:
             content = {"shared": {}, "runs": content}
-        runs = [
-            unpacked(together(content["shared"], run), path) for run in own_entries(content, path)
-        ]
+        own = own_entries(content, path)
+        runs = [unpacked(together(content["shared"], entries), path) for entries in own]
         for number, run in enumerate(runs):
             refuse_fields(run, path, number, is_older)
     except BadInput as error:
@@ -680,9 +679,8 @@ def by_keys(entry, above=()):
     """{keys, the outermost first: value} of what lies in dicts in dicts; nothing of empty ones."""
     values = {}
     for key, value in entry.items():
-        values |= (
-            by_keys(value, (*above, key)) if isinstance(value, dict) else {(*above, key): value}
-        )
+        keys = (*above, key)
+        values |= by_keys(value, keys) if isinstance(value, dict) else {keys: value}
     return values
 
 
