@@ -381,8 +381,7 @@ class RecordedStep:
             torch.cuda.current_stream().wait_stream(self.stream)
             return self.result
         if self.n_calls == self.n_warm_up + 1:
-            # Its own stream, as torch's for this is on the GPU that first recorded anything.
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            with torch.cuda.graph(self.graph):
                 self.result = self.run()
         self.graph.replay()
         return self.result

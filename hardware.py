@@ -52,7 +52,7 @@ def choose_hardware(config):
         ) from None
     on_gpu = device.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(device)  # for whose stream a recorded step waits (fast.py)
+        torch.cuda.set_device(device)  # whose stream a step is recorded on (fast.py)
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if config.dtype == "auto":
         dtype = torch.bfloat16 if has_bf16 else torch.float32

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import types
-from contextlib import contextmanager
 from copy import deepcopy
 
 import pytest
@@ -165,49 +164,6 @@ def test_without_grouped_experts_no_step_is_recorded_and_no_block_compiled():
     assert fast.recorded(step, model, None) is step
     fast.swap_layers(model)
     assert not fast.loops_over_experts(model)
-
-
-class OnAGpu:
-    """What RecordedStep uses of torch.cuda, without a GPU: notes on which stream a step ran."""
-
-    def __init__(self, monkeypatch):
-        self.streams, self.ran = [], []
-        for name in ("CUDAGraph", "Stream", "stream", "current_stream", "graph"):
-            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
-
-    def CUDAGraph(self):
-        return types.SimpleNamespace(replay=lambda: None)
-
-    def Stream(self, device):
-        self.streams.append(types.SimpleNamespace(device=device, wait_stream=lambda other: None))
-        return self.streams[-1]
-
-    def current_stream(self):
-        return types.SimpleNamespace(wait_stream=lambda other: None)
-
-    @contextmanager
-    def stream(self, stream):
-        self.ran.append(("run", stream))
-        yield
-
-    @contextmanager
-    def graph(self, graph, stream=None):
-        self.ran.append(("recorded", stream))
-        yield
-
-
-def test_a_step_is_recorded_on_the_gpu_of_its_model(monkeypatch):
-    """Where the same process recorded another GPU's before, too."""
-    gpu = OnAGpu(monkeypatch)
-    devices = torch.device("cpu"), torch.device("cpu", 0)
-    for device in devices:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-        step = fast.RecordedStep(lambda batch: batch, optimizer, device)
-        for _ in range(step.n_warm_up + 2):  # run, recorded, replayed
-            step(torch.zeros(2))
-    assert [stream.device for stream in gpu.streams] == list(devices)
-    of_one = [*["run"] * fast.RecordedStep.n_warm_up, "recorded"]
-    assert gpu.ran == [(did, stream) for stream in gpu.streams for did in of_one]
 
 
 TINY_SWEEP = """

@@ -14,8 +14,7 @@ from model import GPT, GPTConfig
     "device, rank, chosen", [("auto", 1, 1), ("cuda:2", 0, 2), ("cpu", 1, None)]
 )
 def test_the_gpu_of_a_process_is_made_the_current_one(monkeypatch, device, rank, chosen):
-    """As a recorded step waits for the current GPU's stream. Of a machine that has GPUs, as far as
-    torch asks."""
+    """As torch records a step on the current GPU. Of a machine with GPUs, as far as torch asks."""
     current = []
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     monkeypatch.setattr(hardware, "probe", torch.device)
