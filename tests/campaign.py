@@ -206,20 +206,32 @@ def listing(folder):
     return {path: path.is_dir() or (of.st_mtime_ns, of.st_size) for path, of in stats.items()}
 
 
+TIMES = {"seconds", "tokens_per_second"}
+
+
 def without_times(value):
     """What a file of numbers holds, without times, and tensors by their hash."""
     if isinstance(value, torch.Tensor):
         return hashlib.sha256(value.numpy().tobytes()).hexdigest()
     if isinstance(value, dict):
-        times = {"seconds", "tokens_per_second"}
-        return {key: without_times(item) for key, item in value.items() if key not in times}
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
     return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def read_numbers(path):
+    """What a JSON file holds; of a published one's table an object for each run."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if "names" not in content:
+        return content
+    names = [keys[-1] if keys[-1] in TIMES else ".".join(keys) for keys in content["names"]]
+    runs = [dict(zip(names, line, strict=True)) for line in content["runs"]]
+    return {"shared": content["shared"], "runs": runs}
 
 
 def numbers(box, damaged=None):
     """{path: what it holds} of all files of numbers in a box, but for a damaged one."""
     readers = {
-        ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+        ".json": read_numbers,
         ".jsonl": lambda path: [json.loads(line) for line in path.open(encoding="utf-8")],
         ".pt": lambda path: torch.load(path, weights_only=True),
         ".bin": lambda path: hashlib.sha256(path.read_bytes()).hexdigest(),
