@@ -857,6 +857,7 @@ def analyse_sweep(path, arguments):
 
 
 def publish_and_report(path, arguments):
+    """The same of runs that are scored, with their published file where that is asked for."""
     runs = read_runs(path)
     target = path.with_name(name_of(path))
     if arguments.publish and any(run.analysis for run in runs):

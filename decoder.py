@@ -188,11 +188,7 @@ def refuse_unlike_itself(model, idx, what):
     model's name."""
     half = idx.shape[1] // 2
     for rows in (idx[:1], idx[-1:, : 2 * half].reshape(2, half)):
-        own, h = model(rows)[0], model.embed(rows)
-        one_stream = h.shape == (*rows.shape, model.config.n_embd)
-        for block in model.blocks if one_stream else ():
-            h = block(h)
-        if not one_stream or not alike(own, model.read_out(h)):
+        if not is_one_stream(model, rows):
             raise BadInput(
                 f"{what}: its layers read more than the stream of the layer before, so that scores "
                 "of single blocks would be those of another model; choose another architecture"
@@ -204,6 +200,16 @@ def refuse_unlike_itself(model, idx, what):
             f"{what}: its predictions change with the tokens behind them, as an encoder's do; "
             "choose a model that was trained to predict the next token"
         )
+
+
+def is_one_stream(model, idx):
+    """Are the model's own logits of idx (B, T) those of embed, its blocks in turn and read_out?"""
+    own, h = model(idx)[0], model.embed(idx)
+    if h.shape != (*idx.shape, model.config.n_embd):
+        return False
+    for block in model.blocks:
+        h = block(h)
+    return alike(own, model.read_out(h))
 
 
 def alike(wanted, got):

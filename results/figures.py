@@ -841,9 +841,7 @@ def contrasts_figure(along, places, labels, answered):
     for axis, (metric, title) in zip(axes.flat, CHANGES.items(), strict=True):
         for place, measured in zip(places, answered, strict=True):
             if change := measured[metric]:
-                style = mark_of(change)
-                axis.plot([place, place], ends_of(change), color=style["color"])
-                axis.plot(place, np.exp(change.effect), **style)
+                draw_dot(axis, place, change, mark_of(change))
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_title(title, fontsize=TITLE_SIZE)
         axis.set_xscale("log")
@@ -855,6 +853,12 @@ def contrasts_figure(along, places, labels, answered):
     figure.supxlabel(f"{along.xlabel} ({HOLLOW})", fontsize=TITLE_SIZE)
     figure.supylabel(f"{along.title}, times", fontsize=TITLE_SIZE)
     return figure
+
+
+def draw_dot(axis, place, change, style):
+    """A Contrast of logarithms at a place along x, as a factor, with its interval."""
+    axis.plot([place, place], ends_of(change), color=style["color"])
+    axis.plot(place, np.exp(change.effect), **style)
 
 
 def ends_of(change):
@@ -891,9 +895,10 @@ def hero_figure(depths, plain, beside):
     names, by thirds of the blocks behind block 1. There may be no other models."""
     n_panels = len(HERO) + bool(beside)
     figure, axes = plt.subplots(1, n_panels, figsize=(WIDTH, 3.9), layout="constrained")
+    shown = legible(depths)
     for axis, panel in zip(axes, HERO, strict=False):
-        draw_lines(axis, legible(depths), panel)
-    axes[1].legend(loc="upper right", fontsize=8)
+        draw_lines(axis, shown, panel)
+    axes[1].legend(loc="upper right", fontsize=SMALL)
     if beside:
         draw_thirds(axes[-1], beside)
     figure.supxlabel(hero_text(depths, plain, beside), fontsize=9)
@@ -905,13 +910,10 @@ def draw_thirds(axis, beside):
     for place, measured in enumerate(beside.values()):
         for metric, (_, aside, look) in THIRDS.items():
             if change := measured[metric]:
-                at = place + aside
-                face = look["color"] if change.excludes_zero() else "white"
-                axis.plot([at, at], ends_of(change), color=look["color"])
-                axis.plot(at, np.exp(change.effect), markerfacecolor=face, **look)
+                style = look if change.excludes_zero() else {**look, "markerfacecolor": "white"}
+                draw_dot(axis, place + aside, change, style)
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(beside)), beside, rotation=30, ha="right", rotation_mode="anchor")
-    axis.tick_params(axis="x", labelsize=8)
+    axis.set_xticks(range(len(beside)), beside, fontsize=SMALL, **SLANTED)
     axis.set_title("worth of a block, times\nthe plain model's", fontsize=TITLE_SIZE)
     logarithmic(axis, "y")
     low, high = axis.get_ylim()
@@ -920,7 +922,7 @@ def draw_thirds(axis, beside):
     for name, _, look in THIRDS.values():
         axis.plot([], [], linestyle="none", label=name, **look)
     narrow = {"handletextpad": 0, "columnspacing": 0.5, "borderaxespad": 0.2}
-    axis.legend(loc="lower center", ncols=len(THIRDS), fontsize=8, **narrow)
+    axis.legend(loc="lower center", ncols=len(THIRDS), fontsize=SMALL, **narrow)
 
 
 def hero_text(depths, plain, beside):

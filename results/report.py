@@ -58,10 +58,9 @@ WORDS = {  # option: what a figure's rows call it, in their order
     "rung": "recipe, rung",
     "n_layer": "blocks",
 }
+HALVED = ("context", "weight_decay", "moe")  # whose end points are a sweep at half the rate, too
 AT_ANOTHER_RATE = (  # sweeps that ask whether another's answers hold there: of fewer figures
-    "half_rate_context",
-    "half_rate_moe",
-    "half_rate_weight_decay",
+    *(f"half_rate_{name}" for name in HALVED),
     "remedies_double_rate",
 )
 LAST_PLACE = 7  # behind the point; smaller numbers stand with an exponent

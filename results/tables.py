@@ -30,6 +30,7 @@ from results.contrasts import set_against, weighed_measures
 from results.paper import PAPER, beside_paper
 from results.report import (
     CONTRAST_COLUMNS,
+    HALVED,
     after_correction,
     amount_text,
     cells_of,
@@ -119,9 +120,6 @@ def judged_by(*names):
         name: sweep_of(read_runs(HERE / f"{name}.json")) for name in names if is_reported(name)
     }
     return {name: judge_sweep(sweep.points, sweep.diverged) for name, sweep in sweeps.items()}
-
-
-HALVED = ("context", "weight_decay", "moe")  # whose end points are a sweep at half the rate, too
 
 
 def half_rate_table():

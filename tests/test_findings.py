@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 from results.claims import CLAIM_METRICS
 from results.report import sweep_of
 from results.runs import read_runs
+from results.scores import pair_mean, typical_worth, worths
 from results.verdicts import difference
 
 
@@ -52,35 +53,34 @@ MEASURES = {
 
 def worth(run, first, last):
     """Geometric mean of u, as the thirds' of 16 blocks."""
-    ratios = np.array(run.analysis["prune_ratios"][first - 1 : last])
-    return math.exp(np.log(np.maximum(ratios - 1, 1e-4)).mean())
+    return typical_worth(worths(run.analysis["prune_ratios"])[first - 1 : last])
 
 
 def swaps_from(run, first):
     """Mean of the permutation matrix over pairs of this and later blocks."""
-    matrix = np.array(run.analysis["permutation_matrix"])[first - 1 :, first - 1 :]
-    return matrix[np.triu_indices(len(matrix), k=1)].mean()
+    return pair_mean(np.array(run.analysis["permutation_matrix"])[first - 1 :, first - 1 :])
 
 
 def times(sweep, point, against, measure):
     """(how many times as large the geometric mean over seeds is, whether its 95 % interval is
-    without 1), each point with its own spread, as in a report's contrasts."""
+    without 1)."""
+    change = log_change(sweep, point, against, measure)
+    return math.exp(change.effect), change.excludes_zero()
+
+
+def log_change(sweep, point, against, measure):
+    """The Contrast of the logarithms, each point with its own spread, as in a report's."""
     logs = [
         np.log([MEASURES[measure](run) for run in points_of(sweep)[name]])
         for name in (point, against)
     ]
-    change = difference(logs, 0, 1, pooled=False)
-    return math.exp(change.effect), change.excludes_zero()
+    return difference(logs, 0, 1, pooled=False)
 
 
 A_QUARTER, A_TENTH_LESS, TWO_OR_THREE_TIMES = (0.2, 0.3), (0.88, 0.91), (1.8, 3.5)
 A_FIFTH, NEARLY_HALF, A_FIFTH_LESS = (0.15, 0.25), (0.4, 0.5), (0.75, 0.85)
-TWO_TO_FOUR_TIMES, A_TWELFTH, A_FIFTH_MORE, A_THIRD_MORE = (
-    (1.8, 4.2),
-    (1 / 13, 1 / 11),
-    (1.15, 1.25),
-    (1.28, 1.38),
-)
+A_FIFTH_MORE, A_THIRD_MORE = (1.15, 1.25), (1.28, 1.38)
+TWO_TO_FOUR_TIMES, A_TWELFTH = (1.8, 4.2), (1 / 13, 1 / 11)
 WITH_64 = ("moe", "n_expert=64", "n_expert=0")
 TWICE_DENSE, TWICE_16 = (
     ("tokens", *(f"{n},n_expert={E}" for n in ("200M", "100M"))) for E in (0, 16)
@@ -151,6 +151,7 @@ IN_WORDS = [  # sweep, point, against, measure, the words as (more than, less th
     (*TWICE_DENSE, "typical block", (1.4, 1.7)),
     (*TWICE_DENSE, "perplexity", (0.88, 0.93)),
     ("context", "context-4096", "context-64", "BLiMP", (0.85, 1)),
+    ("half_rate_context", "context-4096", "context-64", "BLiMP", (0.85, 1)),
     ("recipe", "top-half-rate", "deep-half-rate", "perplexity", A_TENTH_LESS),
     ("recipe", "top-double-rate", "deep-double-rate", "perplexity", A_TENTH_LESS),
     ("recipe", "deep-half-rate", "1-deep", "typical block", (1, 2)),
@@ -207,6 +208,11 @@ UNDECIDED = [  # what is said to be open, not seen, or nothing
 def test_findings_that_are_open(sweep, point, against, measure):
     _, is_decided = times(sweep, point, against, measure)
     assert not is_decided
+
+
+def test_normalised_gates_have_a_perplexity_within_2_percent():
+    change = log_change("moe_gate", "experts-normalised", "experts", "perplexity")
+    assert abs(change.effect) + change.half() < math.log(1.02)
 
 
 def test_of_what_the_recipe_gains_three_fifths_are_by_experts_alone():
